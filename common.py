@@ -1,0 +1,840 @@
+"""What resnet50.py and vgg16.py share, in the order in which the data flows:
+
+start, find images, split, feed, build, train, evaluate, explain, report.
+
+Every stage takes `record` first, a dict that ends as settings.json: what a stage found, guessed,
+skipped or converted is printed once and kept in it.
+"""
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import runpy
+import shutil
+import socket
+import sys
+import tempfile
+import textwrap
+import time
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral, Real
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+import sklearn.metrics
+from matplotlib.figure import Figure
+from sklearn.model_selection import StratifiedGroupKFold
+
+
+@contextlib.contextmanager
+def muted_stderr():
+    """Send file descriptor 2 nowhere: TensorFlow's start-up lines come from C++, past sys.stderr."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+with muted_stderr():
+    import keras
+    import tensorflow as tf
+
+matplotlib.use("Agg")  # files only: a server has no display
+
+# ------------------------------------------------------------------------------------------------
+# augmentation of the training side, drawn anew for every image of every epoch
+BRIGHTNESS = 0.1  # largest shift either way, as a share of the grey scale
+CONTRAST = 0.2  # largest change either way: factors from 0.8 to 1.2
+SATURATION = 0.2  # likewise; it does nothing to grey images, and every image here is grey
+# the layers on top of the backbone
+HEAD_UNITS = 256  # of the dense layer between the pooled features and the probability
+DROPOUT = 0.3  # share of these units that a training step leaves out
+# ------------------------------------------------------------------------------------------------
+
+HERE = Path(__file__).resolve().parent
+PHANTOMS = HERE / "data" / "phantoms"
+CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
+OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
+FOLDS = 5
+IMAGE_SIZE = 224  # pixels, both ways
+THRESHOLD = 0.5  # probability of malignancy from which an image is called malignant
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp")
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+PATIENT_PATTERNS = {  # how public collections write the patient into the name of a file or folder
+    "CBIS-DDSM": r"(?<![A-Za-z0-9])(P_\d{5})(?!\d)",
+    "DDSM": r"(?<![A-Za-z0-9])([A-D]_\d{4})_\d\.(?:LEFT|RIGHT)_(?:CC|MLO)",
+    "INbreast": r"(?<!\d)\d{8}_([0-9a-f]{16})_MG_[LR]_",
+}
+LAYOUTS = """
+  DATA_DIR/benign.../ and DATA_DIR/malignant.../  with images anywhere below
+  DATA_DIR/train/ and DATA_DIR/val/               with such class folders in each
+  DATA_DIR/labels.csv                             with columns path,label[,patient_id,split,lesion_box]
+Images end in .png, .jpg, .jpeg, .tif, .tiff, .pgm or .bmp. data/README.md says where to get some."""
+
+
+class UserError(Exception):
+    """Something that the user can mend: one sentence, shown without a traceback."""
+
+
+def run(main):
+    """Call `main`; a UserError ends the process with its sentence and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"\n{Path(sys.argv[0]).name}: {error}")
+
+
+def stage(function):
+    """Keep the wall time of a stage, in seconds, in record["seconds"]."""
+
+    @functools.wraps(function)
+    def timed(record, *arguments):
+        started = time.perf_counter()
+        result = function(record, *arguments)
+        record["seconds"][function.__name__] = round(time.perf_counter() - started, 2)
+        return result
+
+    return timed
+
+
+def say(record, topic, text):
+    """Print a line and keep it in record["console"]."""
+    record["console"].append(f"{topic:<11} {text}")
+    print(record["console"][-1], flush=True)
+
+
+def locate(path):
+    """The absolute Path of what a constant names: ~ expanded, relative to the scripts' folder."""
+    return Path(os.path.abspath(HERE / Path(path).expanduser()))
+
+
+def shorten(path):
+    """A path as a person would give it: relative where it lies below the scripts' folder."""
+    return str(path.relative_to(HERE)) if path.is_relative_to(HERE) else str(path)
+
+
+def list_some(items, most=20):
+    """The first items on lines of their own, and how many more there are."""
+    more = [f"... and {len(items) - most} more"] if len(items) > most else []
+    return "".join(f"\n  {item}" for item in [*items[:most], *more])
+
+
+# ---- start -------------------------------------------------------------------------------------
+
+
+def is_path(value):
+    return isinstance(value, (str, os.PathLike)) and str(value).strip() != ""
+
+
+def is_number(value, kind=Real):
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+CONSTANTS = {  # what each may be: a check, and the words for it
+    "DATA_DIR": (is_path, "the path of a folder in quotes"),
+    "OUTPUT_DIR": (is_path, "the path of a folder in quotes"),
+    "FOLD": (lambda v: is_number(v, Integral) and 0 <= v < FOLDS, f"a whole number from 0 to {FOLDS - 1}"),
+    "WEIGHTS": (lambda v: v is None or is_path(v), '"imagenet", None or the path of a weights file'),
+    "UNFROZEN_FRACTION": (lambda v: is_number(v) and 0 < v <= 1, "a share above 0 up to 1, such as 0.5"),
+    "LEARNING_RATE": (lambda v: is_number(v) and 0 < v < math.inf, "a number above 0, such as 1e-4"),
+    "EPOCHS": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1"),
+    "BATCH_SIZE": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1"),
+    "SEED": (lambda v: is_number(v, Integral) and 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
+}
+
+
+def start(constants):
+    """Check the script's constants, seed every generator, and open the record of the run.
+
+    constants: globals() of a script, read now so that whoever imports the script may set them first.
+    Raises UserError that names the constant with a wrong value.
+    """
+    for name, (is_right, words) in CONSTANTS.items():
+        if not is_right(constants[name]):
+            raise UserError(f"{name} is {constants[name]!r}, but has to be {words}.")
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    modules = (tf, keras, np, pd, matplotlib, sklearn, cv2)
+    record = {
+        "note": "",  # what every figure and file of the run has to say about it
+        "constants": {name: constants[name] for name in CONSTANTS},
+        "augmentation": {"BRIGHTNESS": BRIGHTNESS, "CONTRAST": CONTRAST, "SATURATION": SATURATION},
+        "head": {"HEAD_UNITS": HEAD_UNITS, "DROPOUT": DROPOUT},
+        "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules},
+        "device": ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or f"CPU, {os.cpu_count()} cores",
+        "seconds": {},
+        "console": [],
+    }
+    keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(constants["SEED"])
+    tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
+    say(record, "software", "for research, not for clinical use")
+    say(record, "device", f"{record['device']}; seed {constants['SEED']}")
+    return record
+
+
+# ---- find images -------------------------------------------------------------------------------
+
+
+def read_folders(record, root):
+    """Table of the images in class folders: path, label, split ("" where the folders give none)."""
+    below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    given = [name for name in VALIDATION_FOLDERS if name in below]
+    sides = {"": root}
+    if "train" in below and given:
+        sides = {"train": below["train"], "validation": below[given[0]]}
+        if given[1:]:
+            say(record, "skipped", f"{', '.join(given[1:])}, as {given[0]} is the validation side")
+    rows, skipped = [], Counter()
+    for split, side in sides.items():
+        for path in sorted(side.rglob("*")):
+            name, top = path.relative_to(root).as_posix(), path.relative_to(side).parts[0].lower()
+            label = next((label for label in CLASSES if top.startswith(label)), None)
+            if label is None or path.is_dir() or "/." in name or path.name.lower() in SYSTEM_FILES:
+                continue
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                rows.append((name, label, split))
+            else:
+                skipped[path.suffix.lower() or "no suffix"] += 1
+    if skipped:
+        kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
+        say(record, "skipped", f"files in the class folders that are not images: {kinds}")
+    return pd.DataFrame(rows, columns=["path", "label", "split"], dtype=str)
+
+
+def read_labels(record, file):
+    """Table of a labels.csv: path, label, split, and patient_id and lesion_box where it has them.
+
+    Raises UserError that lists the columns, labels, splits or paths that are wrong.
+    """
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} cannot be read as a table of comma-separated values: {error}.") from error
+    table.columns = table.columns.str.strip().str.lower()
+    if missing := [name for name in ("path", "label") if name not in table]:
+        raise UserError(f"{file} has no column {' and no column '.join(missing)}; it has {', '.join(table)}.")
+    table = table[[name for name in ("path", "label", "patient_id", "split", "lesion_box") if name in table]]
+    table = table.apply(lambda column: column.str.strip())
+    table["path"] = table["path"].str.replace("\\", "/")
+    for column, allowed in (("label", CLASSES), ("split", ("train", "validation"))):
+        if column in table:
+            table[column] = table[column].str.lower()
+            if wrong := sorted(set(table[column]) - set(allowed)):
+                found = ", ".join(map(repr, wrong[:20]))
+                raise UserError(f"{file}: {column} has to be {' or '.join(allowed)}, but there is {found}.")
+    if repeated := table.duplicated().sum():
+        say(record, "skipped", f"{repeated} rows of {file.name} that repeat another")
+        table = table.drop_duplicates()
+    paths = table["path"]
+    for problem, wrong in (
+        ("climb out of the folder of the table", [".." in Path(path).parts for path in paths]),
+        ("name no file", [not (path and (file.parent / path).is_file()) for path in paths]),
+        ("have rows that contradict each other", paths.duplicated()),
+    ):
+        if any(wrong):
+            raise UserError(f"{file}: {sum(wrong)} paths {problem}: {list_some(list(paths[wrong]))}")
+    return table if "split" in table else table.assign(split="")
+
+
+def name_patients(record, table):
+    """The table with every patient_id filled in: as given, read from the path, or the path itself."""
+    patients = table["patient_id"] if "patient_id" in table else pd.Series("", index=table.index)
+    sources = pd.Series(np.where(patients == "", "", "labels.csv"), index=table.index)
+    for scheme, pattern in PATIENT_PATTERNS.items():
+        found = table["path"].str.extract(pattern)[0].where(patients == "").dropna()
+        patients, sources = found.combine_first(patients), sources.mask(sources.index.isin(found.index), scheme)
+    record["patients_from"] = sources.replace("", "nowhere").value_counts().to_dict()
+    for source, count in record["patients_from"].items():
+        say(record, "patients", f"of {count} images known from {source}" if source != "nowhere" else
+            f"unknown for {count} images, each counted as a patient of its own: where some show the same patient,"
+            " the results look better than they are (name them in labels.csv, patient_id)")
+    return table.assign(patient_id=patients.mask(patients == "", table["path"]))
+
+
+@stage
+def find_images(record, data_dir):
+    """Table of the images of `data_dir`, sorted by path: path, label, split, patient_id, lesion_box.
+
+    All str; split is "train", "validation" or "" where the data brings none, lesion_box is "" where
+    unknown. Raises UserError where there is no image of a class.
+    """
+    folder = locate(data_dir)
+    if folder == PHANTOMS and not any(folder.glob("images/*.png")):
+        say(record, "phantoms", "making synthetic mammograms")
+        runpy.run_path(str(folder / "prepare.py"), run_name="__main__")
+    if not folder.is_dir():
+        raise UserError(f"DATA_DIR is {str(data_dir)!r}, but there is no folder {folder}. It may be:{LAYOUTS}")
+    labels = folder / "labels.csv"
+    table = read_labels(record, labels) if labels.is_file() else read_folders(record, folder)
+    for name in CLASSES:
+        if name not in set(table["label"]):
+            raise UserError(f"DATA_DIR {folder} holds no {name} image. It may be:{LAYOUTS}")
+    if table["path"].str.contains("synthetic").any():
+        record["note"] = "synthetic phantoms"
+        say(record, "SYNTHETIC", "*** phantoms, no patients: the results say nothing about mammograms ***")
+    table = name_patients(record, table).assign(lesion_box=table.get("lesion_box", ""))
+    say(record, "data", f"{shorten(folder)}: {len(table)} images of {table['patient_id'].nunique()} patients")
+    return table.sort_values("path", ignore_index=True)
+
+
+def read_image(path):
+    """One image file as ((IMAGE_SIZE, IMAGE_SIZE) uint8 grey, its format in words).
+
+    Files of 16 bits often hold fewer, and a 12-bit film read as 16 is black: the depth is the smallest
+    of 8, 12, 14 and 16 bits that holds the brightest pixel. What is transparent becomes black.
+    Raises UserError with the reason.
+    """
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (cv2.error, OSError) as error:
+        raise UserError(str(error).strip().splitlines()[-1]) from error
+    if pixels is None:
+        raise UserError("not an image that OpenCV can read")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"its pixels are {pixels.dtype}; save it with 8 or 16 bits")
+    kind, grey = "grey", pixels.squeeze()
+    if grey.ndim == 3:
+        kind, grey = "colour", cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
+        if pixels.shape[2] == 4:
+            kind = "colour with alpha"
+            grey = (grey * (pixels[..., 3] / np.iinfo(pixels.dtype).max)).astype(pixels.dtype)
+    if grey.min() == grey.max():
+        raise UserError("all its pixels are equal")
+    depth = next(bits for bits in (8, 12, 14, 16) if grey.max() < 2**bits)
+    container = 8 * pixels.dtype.itemsize
+    kind = f"{depth} bit {kind}" + (f" in {container}" if depth < container else "")
+    small = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
+    return np.rint(small * (255 / (2**depth - 1))).astype(np.uint8), kind
+
+
+@stage
+def read_images(record, films):
+    """All images of the table, in its order: uint8 (N, IMAGE_SIZE, IMAGE_SIZE), grey.
+
+    Raises one UserError that lists every file that cannot be read.
+    """
+    folder = locate(record["constants"]["DATA_DIR"])
+
+    def read_or_explain(path):
+        try:
+            return read_image(folder / path)
+        except UserError as error:
+            return None, f"{path}: {error}"
+
+    with ThreadPoolExecutor() as pool:  # OpenCV decodes outside Python's lock
+        images, words = zip(*pool.map(read_or_explain, films["path"]), strict=True)
+    if bad := [reason for image, reason in zip(images, words, strict=True) if image is None]:
+        raise UserError(f"{len(bad)} of {len(films)} images cannot be used: mend or remove {list_some(bad)}")
+    record["formats"] = dict(Counter(words).most_common())
+    say(record, "images", "read as " + ", ".join(f"{n} x {kind}" for kind, n in record["formats"].items()))
+    return np.stack(images)
+
+
+# ---- split -------------------------------------------------------------------------------------
+
+
+@stage
+def split_patients(record, films, fold, seed):
+    """The table with its column split filled in: "train", "validation" or "left out".
+
+    Data without a split of its own is cut into FOLDS parts, stratified by class and grouped by patient,
+    and part number `fold` is held out. In data with one, images of patients who stand on both sides are
+    left out of the validation side. Raises UserError where a side would lack a class.
+    """
+    films = films.copy()
+    patients = films.groupby("label")["patient_id"].nunique()
+    if both := films.groupby("patient_id")["label"].nunique().gt(1).sum():
+        say(record, "patients", f"{both} have benign and malignant images; all of them stay on one side")
+    if films["split"].eq("").all():
+        how = f"fold {fold} of 0 to {FOLDS - 1} is held out: whole patients, stratified by class"
+        if patients.min() < FOLDS:
+            raise UserError(
+                f"DATA_DIR has {patients.min()} {patients.idxmin()} patients, but {FOLDS} folds need {FOLDS} or"
+                " more of each class: add patients, or give the data a split of its own."
+            )
+        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+        held_out = list(splitter.split(films, films["label"], films["patient_id"]))[fold][1]
+        films["split"] = np.where(films.index.isin(held_out), "validation", "train")
+    else:
+        how = "as the data brings it; FOLD is not used"
+        learned = films["patient_id"].isin(films["patient_id"][films["split"] == "train"])
+        leaks = learned & films["split"].eq("validation")
+        films.loc[leaks, "split"] = "left out"
+        if leaks.any():
+            say(record, "left out", f"{leaks.sum()} validation images of patients who are trained on")
+    say(record, "split", how)
+    record["split"] = {"how": how}
+    for side in ("train", "validation"):
+        groups = films[films["split"] == side].groupby("label")["patient_id"]
+        counts = groups.agg(images="size", patients="nunique").T.to_dict()
+        if missing := [name for name in CLASSES if name not in counts]:
+            raise UserError(f"the {side} side has no {missing[0]} image ({how}): check DATA_DIR, FOLD and SEED.")
+        words = [f"{name} {n['images']} images of {n['patients']} patients" for name, n in counts.items()]
+        say(record, "", f"{side:<10} {', '.join(words)}")
+        record["split"][side] = counts
+    return films
+
+
+# ---- feed --------------------------------------------------------------------------------------
+
+
+def draw_epoch(labels, seed, epoch):
+    """Which images an epoch shows, in order: int64 indices, twice as many as the majority class has.
+
+    labels: int (N,), 0 or 1. The minority is repeated whole as often as it fits, then filled up with a
+    random part of it. It depends on (seed, epoch) alone, so that any epoch can be drawn again.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    majority = np.bincount(labels).max()
+    chosen = []
+    for label in (0, 1):
+        members = np.flatnonzero(labels == label)
+        rounds = math.ceil(majority / len(members))
+        chosen.append(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:majority])
+    return rng.permutation(np.concatenate(chosen))
+
+
+def augment(image, seed):
+    """A random variant of `image`, float32 (H, W, 3) in 0..255; the same for the same seed, int (2,)."""
+    flip, *seeds = tf.unstack(tf.random.split(seed, 4))
+    shift, contrast, saturation = (tf.random.stateless_uniform([], key, -1, 1) for key in seeds)
+    image = tf.image.stateless_random_flip_left_right(image, flip)
+    image = tf.image.adjust_brightness(image, 255 * BRIGHTNESS * shift)
+    image = tf.image.adjust_contrast(image, 1 + CONTRAST * contrast)
+    image = tf.image.adjust_saturation(image, 1 + SATURATION * saturation)
+    return tf.clip_by_value(image, 0, 255)
+
+
+@stage
+def feed(record, images, films, epochs, batch_size, seed):
+    """(training, validation, steps): two tf.data.Datasets of batches, and the batches of an epoch.
+
+    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). Training runs
+    through all epochs, balanced, every draw augmented by (seed, epoch, place in the epoch), whatever
+    the number of threads; validation is every held-out image once, as it is, in the table's order.
+    """
+    labels = films["label"].eq("malignant").to_numpy(np.int64)
+    train, held_out = (np.flatnonzero(films["split"] == side) for side in ("train", "validation"))
+
+    def draw(epoch):
+        return train[draw_epoch(labels[train], seed, int(epoch))]
+
+    def load(index):
+        grey = tf.numpy_function(lambda i: images[i], [index], tf.uint8, stateful=False)
+        grey = tf.ensure_shape(grey, (IMAGE_SIZE, IMAGE_SIZE))
+        return tf.repeat(tf.cast(grey, tf.float32)[..., None], 3, axis=-1), tf.gather(labels, index)
+
+    def make_epoch(epoch):
+        def load_augmented(place, index):
+            image, label = load(index)
+            return augment(image, tf.random.fold_in([tf.constant(seed, tf.int64), epoch], place)), label
+
+        order = tf.numpy_function(draw, [epoch], tf.int64, stateful=False)
+        order = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (None,))).enumerate()
+        return order.map(load_augmented, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
+
+    training = tf.data.Dataset.range(epochs).flat_map(make_epoch).prefetch(2)
+    validation = tf.data.Dataset.from_tensor_slices(held_out).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    record["draws_per_epoch"] = len(draw(0))
+    say(record, "epoch", f"{record['draws_per_epoch']} augmented draws, half of them of each class; saturation"
+        " does nothing, as all images are grey")
+    steps = math.ceil(record["draws_per_epoch"] / batch_size)
+    return training, validation.batch(batch_size).prefetch(2), steps
+
+
+# ---- build -------------------------------------------------------------------------------------
+
+
+def fetch_imagenet(url, md5):
+    """Path of the ImageNet weights in Keras' cache, downloaded into it where they are not there yet.
+
+    Raises UserError where the network or the file is not as it should be.
+    """
+    name = url.rsplit("/", 1)[1]
+    cached = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
+    if cached.is_file() and hashlib.md5(cached.read_bytes()).hexdigest() != md5:
+        raise UserError(f"{cached} is not the file that {url} has: remove it, or set WEIGHTS to its path.")
+    socket.setdefaulttimeout(20)  # seconds: a network that swallows packets would hang the run
+    try:
+        return Path(keras.utils.get_file(name, url, cache_subdir="models", file_hash=md5))
+    except Exception as error:  # a failed download is a bare Exception in Keras
+        raise UserError(
+            f"the ImageNet weights cannot be downloaded ({str(error).rsplit(': ', 1)[-1]}): fetch {url} where"
+            " there is a network, and set WEIGHTS to the path of that file."
+        ) from error
+
+
+@stage
+def load_weights(record, backbone, weights, url, md5):
+    """Fill `backbone` with the weights that the constant WEIGHTS names; False where they stay random.
+
+    Random weights stand in for those of ImageNet on the phantoms only, where nothing is claimed, and
+    every figure and file says so. Raises UserError where a file is missing or of another network.
+    """
+    file, origin = None, "random weights, not pretrained"
+    if weights == "imagenet":
+        try:
+            file, origin = fetch_imagenet(url, md5), f"ImageNet, {url}"
+        except UserError as error:
+            if not record["note"]:
+                raise
+            origin = "random weights: this shows only that the pipeline works"
+            say(record, "RANDOM", f"*** {origin}: {error} ***")
+    elif weights is not None:
+        file = locate(weights)
+        origin = str(weights)
+        if not file.is_file():
+            raise UserError(f"WEIGHTS is {str(weights)!r}, but there is no file {file}.")
+    if file is None:
+        record["note"] = "; ".join(filter(None, (record["note"], origin)))
+    else:
+        before = backbone.get_weights()
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of layers that stay random, which is checked below
+                backbone.load_weights(file)
+            kernels = [(old, new) for old, new in zip(before, backbone.get_weights(), strict=True) if old.ndim > 1]
+            if any(np.array_equal(old, new) for old, new in kernels):
+                raise ValueError("it leaves layers without weights")
+        except Exception as error:  # Keras and h5py raise whatever the file leads them to
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"WEIGHTS: {file} holds no {backbone.name} without top layers ({reason}).") from error
+    record["weights"] = {"origin": origin, "sha256": file and hashlib.sha256(file.read_bytes()).hexdigest()}
+    say(record, "weights", origin)
+    return file is not None
+
+
+@stage
+def build_model(record, backbone, pretrained, unfrozen_fraction, learning_rate):
+    """The compiled classifier: raw RGB float (B, 224, 224, 3) in 0..255 to P(malignant), (B, 1).
+
+    The top `unfrozen_fraction` of the backbone's layers trains (half a layer counts as one), the rest
+    is frozen. In a pretrained backbone every BatchNormalization is frozen too: its statistics would
+    follow batches of 13 images, and calling it with training=False does not keep Keras from that.
+    """
+    unfrozen = max(1, math.floor(round(unfrozen_fraction * len(backbone.layers), 6) + 0.5))
+    for layer in backbone.layers[:-unfrozen]:
+        layer.trainable = False
+    for layer in backbone.layers:
+        if pretrained and isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    features = keras.layers.GlobalAveragePooling2D(name="pooled")(backbone.output)
+    features = keras.layers.Dense(HEAD_UNITS, activation="relu", name="head")(features)
+    features = keras.layers.Dropout(DROPOUT, name="dropout")(features)
+    logit = keras.layers.Dense(1, name="logit")(features)
+    probability = keras.layers.Activation("sigmoid", name="probability")(logit)
+    name = re.sub(r"\W+", "_", f"{backbone.name} {record['note']}").strip("_")
+    model = keras.Model(backbone.inputs[0], probability, name=name)
+    model.compile(keras.optimizers.Adam(learning_rate), keras.losses.BinaryCrossentropy(), metrics=["accuracy"])
+    parameters, total = sum(layer.count_params() for layer in backbone.layers[-unfrozen:]), backbone.count_params()
+    record["model"] = {
+        "backbone": backbone.name,
+        "layers": len(backbone.layers),
+        "unfrozen_layers": unfrozen,
+        "parameters": total,
+        "unfrozen_parameters": parameters,
+        "batch_norm": "inference mode" if pretrained else "trained where unfrozen",
+    }
+    say(record, "unfrozen", f"the top {unfrozen} of {len(backbone.layers)} layers of {backbone.name}, with"
+        f" {parameters:,} of {total:,} parameters ({parameters / total:.1%})")
+    return model
+
+
+# ---- train -------------------------------------------------------------------------------------
+
+
+def name_run(record, films, images):
+    """<backbone>-unfrozen<percent>-<6 hex digits of all that decides the results>."""
+    places = ("DATA_DIR", "OUTPUT_DIR", "WEIGHTS")  # what lies there counts, not where it lies
+    settings = {name: value for name, value in record["constants"].items() if name not in places}
+    settings |= {key: record[key] for key in ("augmentation", "head")} | {"weights": record["weights"]["sha256"]}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(films.to_csv(index=False).encode())
+    digest.update(images.tobytes())
+    percent = 100 * record["constants"]["UNFROZEN_FRACTION"]
+    return f"{record['model']['backbone']}-unfrozen{percent:g}-{digest.hexdigest()[:6]}"
+
+
+@contextlib.contextmanager
+def run_folder(record, films, images, output_dir):
+    """A hidden folder to write into, which becomes OUTPUT_DIR/<name of the run> once it is complete.
+
+    A run that fails leaves nothing, and an earlier run of the same name stays until the new one ends.
+    """
+    folder = locate(output_dir) / name_run(record, films, images)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR: nothing can be written to {folder.parent} ({error.strerror}).") from error
+    hidden.chmod(0o755)
+    record["run_folder"] = shorten(folder)
+    say(record, "run folder", f"{shorten(folder)}, once the run is complete")
+    try:
+        yield hidden
+        shutil.rmtree(folder, ignore_errors=True)
+        hidden.rename(folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    say(record, "finished", f"in {sum(record['seconds'].values()) / 60:.1f} minutes: {shorten(folder)}")
+
+
+@stage
+def train(record, model, training, validation, epochs, steps):
+    """Fit all epochs, keep the last; a table of epoch, loss, accuracy, val_loss, val_accuracy.
+
+    Nothing is chosen on the validation side. Raises UserError where the loss is not finite.
+    """
+    stop = keras.callbacks.TerminateOnNaN(raise_error=True)
+    try:
+        fitted = model.fit(training, epochs=epochs, steps_per_epoch=steps, validation_data=validation,
+                           shuffle=False, callbacks=[stop])
+        if not all(np.isfinite(weight).all() for weight in model.get_weights()):
+            raise RuntimeError("NaN in the weights, which a ReLU can hide from the loss")
+    except RuntimeError as error:
+        if "NaN" not in str(error):
+            raise
+        raise UserError(f"training left the finite numbers ({error}): lower LEARNING_RATE.") from error
+    history = pd.DataFrame(fitted.history)[["loss", "accuracy", "val_loss", "val_accuracy"]]
+    history.insert(0, "epoch", range(1, epochs + 1))
+    return history
+
+
+# ---- evaluate ----------------------------------------------------------------------------------
+
+
+def measure(labels, probabilities):
+    """Metrics of a binary classifier as a dict; malignant is the positive class.
+
+    labels: int (N,), 1 where malignant. probabilities: float (N,), of malignancy. A ratio of nothing
+    (the precision where no image was called malignant) is 0, as in scikit-learn.
+    """
+    called = probabilities >= THRESHOLD
+    tn, fp, fn, tp = (int(n) for n in sklearn.metrics.confusion_matrix(labels, called, labels=[0, 1]).ravel())
+    return {
+        "accuracy": sklearn.metrics.accuracy_score(labels, called),
+        "precision": sklearn.metrics.precision_score(labels, called, zero_division=0),
+        "recall": sklearn.metrics.recall_score(labels, called, zero_division=0),
+        "f1": sklearn.metrics.f1_score(labels, called, zero_division=0),
+        "specificity": sklearn.metrics.recall_score(labels, called, pos_label=0, zero_division=0),
+        "auc": sklearn.metrics.roc_auc_score(labels, probabilities),
+        "confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
+        "majority_baseline": max(tn + fp, fn + tp) / len(labels),
+        "positive_class": "malignant",
+        "threshold": THRESHOLD,
+    }
+
+
+@stage
+def evaluate(record, model, validation, films):
+    """(predictions, metrics) of the held-out images.
+
+    predictions: path, patient_id, label, probability (of malignancy) and predicted, in the order and
+    with the index of `films`. metrics: those of measure(), and the images and patients they count.
+    """
+    predictions = films.loc[films["split"] == "validation", ["path", "patient_id", "label"]]
+    probabilities = model.predict(validation, verbose=0).ravel().astype(float)
+    called = np.where(probabilities >= THRESHOLD, "malignant", "benign")
+    predictions = predictions.assign(probability=probabilities, predicted=called)
+    metrics = measure(predictions["label"].eq("malignant").to_numpy(int), probabilities)
+    metrics["validation_images"] = len(predictions)
+    metrics["validation_patients"] = predictions["patient_id"].nunique()
+    names = ("accuracy", "precision", "recall", "specificity", "f1", "auc")
+    say(record, "results", ", ".join(f"{name} {metrics[name]:.2f}" for name in names))
+    say(record, "", f"on {len(predictions)} images of {metrics['validation_patients']} held-out patients; always"
+        f" answering the majority has accuracy {metrics['majority_baseline']:.2f}")
+    for name in CLASSES:
+        if name not in called:
+            say(record, "WARNING", f"*** no image was called {name} ***")
+    if record["note"]:
+        say(record, "NOTE", f"*** {record['note']} ***")
+    return predictions, metrics
+
+
+# ---- explain -----------------------------------------------------------------------------------
+
+
+def make_gradcam(model, layer, images):
+    """Grad-CAM of the predicted class (Selvaraju et al. 2017), float32 (B, h, w) in 0..1.
+
+    images: float32 (B, H, W, 3) in 0..255; layer: the name of the feature maps, (h, w). The logit is
+    differentiated, as a saturated sigmoid has no gradient, with its sign turned where the prediction
+    is benign. A map without positive evidence is 0 everywhere.
+    """
+    bottom = keras.Model(model.inputs[0], model.get_layer(layer).output)
+    top = keras.Model(model.get_layer(layer).output, model.get_layer("logit").output)
+    features = bottom(images, training=False)
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        logit = top(features, training=False)[:, 0]
+        evidence = tf.where(tf.sigmoid(logit) >= THRESHOLD, logit, -logit)
+    weights = tf.reduce_mean(tape.gradient(evidence, features), axis=(1, 2), keepdims=True)
+    maps = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
+    return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True)).numpy()
+
+
+def select_cases(predictions, most=4):
+    """The rows of `predictions` to look at, with their outcome: up to `most` of each, surest first."""
+    sides = predictions[["label", "predicted"]].eq("malignant").apply(tuple, axis=1)
+    names = dict(zip([(True, True), (False, True), (False, False), (True, False)], OUTCOMES, strict=True))
+    ranked = predictions.assign(outcome=sides.map(names), sureness=(predictions["probability"] - THRESHOLD).abs())
+    ranked = ranked.sort_values("sureness", ascending=False, kind="stable").drop(columns="sureness")
+    return pd.concat([ranked[ranked["outcome"] == outcome].head(most) for outcome in OUTCOMES])
+
+
+@stage
+def explain(record, model, layer, images, predictions):
+    """The selected cases with their image, uint8 (IMAGE_SIZE, IMAGE_SIZE), and Grad-CAM map."""
+    cases = select_cases(predictions)
+    shown = images[cases.index]
+    maps = make_gradcam(model, layer, np.repeat(shown[..., None], 3, axis=-1).astype(np.float32))
+    return cases.assign(image=list(shown), cam=list(maps))
+
+
+# ---- report ------------------------------------------------------------------------------------
+
+
+def save_table(record, table, path):
+    """Write a CSV; nine digits give a float32 back exactly."""
+    note = {"note": record["note"]} if record["note"] else {}
+    table.assign(**note).to_csv(path, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def save_json(content, path):
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def start_figure(record, width, height, rows=1, columns=1):
+    """(figure, axes): a figure of that many inches under the title of the run."""
+    figure = Figure((width, height), layout="constrained")
+    model = record["model"]
+    figure.suptitle(f"{model['backbone']}, top {model['unfrozen_layers']} of {model['layers']} layers trained")
+    return figure, figure.subplots(rows, columns)
+
+
+def save_figure(record, figure, path):
+    """Write a PNG, with what the run has to say about itself below it."""
+    if record["note"]:
+        note = textwrap.fill(record["note"].upper(), int(12 * figure.get_figwidth()))
+        figure.supxlabel(note, fontsize=8, color="firebrick", fontweight="bold")
+    figure.savefig(path, dpi=120)
+
+
+def draw_training_curves(record, history, path):
+    figure, both = start_figure(record, 9, 4, columns=2)
+    for axes, name in zip(both, ("loss", "accuracy"), strict=True):
+        axes.plot(history["epoch"], history[name], "o-", label="training (augmented, with dropout)")
+        axes.plot(history["epoch"], history[f"val_{name}"], "s--", label="validation")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    both[0].set(xlabel="epoch", ylabel="binary cross-entropy", ylim=(0, None))
+    both[1].set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
+    save_figure(record, figure, path)
+
+
+def draw_confusion_matrix(record, predictions, metrics, path):
+    figure, axes = start_figure(record, 5, 4.8)
+    sklearn.metrics.ConfusionMatrixDisplay.from_predictions(
+        predictions["label"], predictions["predicted"], labels=CLASSES, ax=axes, cmap="Blues", colorbar=False,
+        text_kw={"fontsize": 22})
+    axes.set(xlabel=f"predicted (threshold {THRESHOLD})", ylabel="true")
+    axes.set_title(f"{metrics['validation_images']} images of {metrics['validation_patients']} held-out patients\n"
+                   f"sensitivity {metrics['recall']:.2f}, specificity {metrics['specificity']:.2f}", fontsize=10)
+    save_figure(record, figure, path)
+
+
+def draw_roc_curve(record, predictions, metrics, path):
+    figure, axes = start_figure(record, 5, 5.2)
+    sklearn.metrics.RocCurveDisplay.from_predictions(
+        predictions["label"], predictions["probability"], pos_label="malignant", ax=axes,
+        name=record["model"]["backbone"], plot_chance_level=True)
+    axes.plot(1 - metrics["specificity"], metrics["recall"], "ko", label=f"threshold {THRESHOLD}")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+    axes.set_title(f"{metrics['validation_images']} images of {metrics['validation_patients']} held-out patients",
+                   fontsize=10)
+    axes.legend(loc="lower right")
+    save_figure(record, figure, path)
+
+
+def draw_heat(axes, case):
+    """Lay the map over the image: the stronger the evidence, the less of the image shows through."""
+    heat = cv2.resize(case.cam, case.image.shape, interpolation=cv2.INTER_LINEAR)
+    axes.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+    if not heat.any():
+        axes.text(0.5, 0.05, "no positive evidence", transform=axes.transAxes, color="white", ha="center")
+    return axes.imshow(heat, cmap="viridis", vmin=0, vmax=1, alpha=0.6 * heat)
+
+
+def draw_overlay(record, case, path):
+    """One case: the image, the map and the overlay side by side."""
+    figure, panels = start_figure(record, 10, 4.3, columns=3)
+    panels[0].imshow(case.image, cmap="gray", vmin=0, vmax=255)
+    panels[1].imshow(case.cam, cmap="viridis", vmin=0, vmax=1)
+    bar = figure.colorbar(draw_heat(panels[2], case), ax=panels[2], shrink=0.8)
+    bar.set_label(f"evidence for {case.predicted}")
+    bar.solids.set_alpha(1)
+    titles = ("what the model sees", "Grad-CAM, {} x {}".format(*case.cam.shape), "overlay")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.axis("off")
+    words = f"{case.outcome.replace('_', ' ')}: {case.label}, probability of malignancy {case.probability:.3f}"
+    figure.suptitle(f"{case.path}\n{words}", fontsize=10, parse_math=False)
+    save_figure(record, figure, path)
+
+
+def draw_sheet(record, cases, path):
+    """All cases on one sheet: a row for each outcome, image and overlay in pairs."""
+    figure, grid = start_figure(record, 13, 7.6, rows=len(OUTCOMES), columns=8)
+    for panels, outcome in zip(grid, OUTCOMES, strict=True):
+        rows = list(cases[cases["outcome"] == outcome].itertuples())
+        panels[0].set_ylabel(outcome.replace("_", "\n") + ("" if rows else "\n(none)"), fontsize=11)
+        for axes in panels:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        for case, image, overlay in zip(rows, panels[::2], panels[1::2], strict=False):
+            image.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+            image.set_title(case.label, fontsize=10)
+            draw_heat(overlay, case)
+            overlay.set_title(f"P(malignant) {case.probability:.2f}", fontsize=10)
+    save_figure(record, figure, path)
+
+
+@stage
+def report(record, folder, films, history, predictions, metrics, cases):
+    """Write the tables and figures of the run into `folder`."""
+    save_table(record, films[["path", "label", "patient_id", "split"]], folder / "split.csv")
+    save_table(record, history, folder / "history.csv")
+    save_table(record, predictions, folder / "predictions.csv")
+    save_json(metrics | ({"note": record["note"]} if record["note"] else {}), folder / "metrics.json")
+    draw_training_curves(record, history, folder / "training_curves.png")
+    draw_confusion_matrix(record, predictions, metrics, folder / "confusion_matrix.png")
+    draw_roc_curve(record, predictions, metrics, folder / "roc_curve.png")
+    draw_sheet(record, cases, folder / "grad_cam_example.png")
+    (folder / "gradcam").mkdir()
+    numbers = cases.groupby("outcome").cumcount() + 1
+    for case, number in zip(cases.itertuples(), numbers, strict=True):
+        stem = re.sub(r"[^\w.-]", "_", Path(case.path).stem)[:100]
+        draw_overlay(record, case, folder / "gradcam" / f"{case.outcome}_{number:02d}_{stem}.png")
+
+
+@stage
+def save_model(record, model, folder):
+    """Write model.keras, which plain Keras loads; it takes raw RGB images in 0..255."""
+    model.save(folder / "model.keras")

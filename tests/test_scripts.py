@@ -1,0 +1,200 @@
+"""Both scripts end to end, as a user runs them, and their constants."""
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPOSITORY
+
+import common
+
+FILES = {"settings.json", "split.csv", "history.csv", "training_curves.png", "metrics.json", "predictions.csv",
+         "confusion_matrix.png", "roc_curve.png", "gradcam", "grad_cam_example.png", "model.keras"}
+
+
+def run_script(name, folder, data, **constants):
+    """Run a script in a process of its own without a network; its console."""
+    constants = {"DATA_DIR": str(data), "OUTPUT_DIR": str(folder / "outputs"), "EPOCHS": 2} | constants
+    code = f"import common, {name}; vars({name}).update({constants!r}); common.run({name}.main)"
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = os.environ | nowhere | {"PYTHONPATH": str(REPOSITORY), "KERAS_HOME": str(folder / "keras")}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True,
+                          text=True, encoding="utf-8", check=False)
+
+
+@pytest.fixture(scope="module")
+def data(phantoms, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantoms["make_phantoms"](folder, benign=8, malignant=6)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["resnet50", "vgg16"])
+def finished(request, data, tmp_path_factory):
+    """(name, console, run folder) of a run on 28 phantoms with random weights."""
+    folder = tmp_path_factory.mktemp(request.param)
+    process = run_script(request.param, folder, data)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    (run,) = (path for path in (folder / "outputs").iterdir())
+    return request.param, process.stdout, run
+
+
+def test_a_run_leaves_every_file(finished):
+    name, _, run = finished
+    assert re.fullmatch(rf"{name}-unfrozen50-[0-9a-f]{{6}}", run.name)
+    assert {path.name for path in run.iterdir()} == FILES
+    predictions = pd.read_csv(run / "predictions.csv")
+    outcomes = predictions.groupby(["label", "predicted"]).size().clip(upper=4).sum()
+    overlays = [path.name for path in (run / "gradcam").iterdir()]
+    assert len(overlays) == outcomes
+    pattern = r"(true|false)_(positive|negative)_0[1-4]_synthetic_\w+\.png"
+    assert all(re.fullmatch(pattern, overlay) for overlay in overlays)
+
+
+def test_the_files_agree_with_each_other(finished):
+    name, _, run = finished
+    split = pd.read_csv(run / "split.csv")
+    assert split.columns[:4].tolist() == ["path", "label", "patient_id", "split"]
+    assert split.groupby("patient_id")["split"].nunique().max() == 1
+    predictions = pd.read_csv(run / "predictions.csv")
+    assert predictions.columns[:5].tolist() == ["path", "patient_id", "label", "probability", "predicted"]
+    assert predictions["path"].tolist() == split.loc[split["split"] == "validation", "path"].tolist()
+    metrics = json.loads((run / "metrics.json").read_text())
+    truth = predictions["label"].eq("malignant").to_numpy(int)
+    measured = common.measure(truth, predictions["probability"].to_numpy())
+    assert {key: metrics[key] for key in measured} == measured
+    assert metrics["validation_images"] == len(predictions)
+    assert metrics["validation_patients"] == predictions["patient_id"].nunique()
+    history = pd.read_csv(run / "history.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    assert np.isfinite(history[["loss", "accuracy", "val_loss", "val_accuracy"]]).all(axis=None)
+    assert history["val_accuracy"].iloc[-1] == pytest.approx(metrics["accuracy"])
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["constants"]["LEARNING_RATE"] == {"resnet50": 1e-4, "vgg16": 5e-5}[name]
+    assert settings["constants"]["BATCH_SIZE"] == 13
+    assert settings["weights"]["sha256"] is None
+    assert {"find_images", "train", "evaluate", "explain", "report"} <= settings["seconds"].keys()
+
+
+def test_everything_says_what_the_run_is_worth(finished):
+    _, console, run = finished
+    for text in (console, *((run / name).read_text() for name in FILES if name.endswith((".csv", ".json")))):
+        assert "synthetic" in text
+        assert "only that the pipeline works" in text
+
+
+def test_the_console_tells_the_story(finished):
+    name, console, run = finished
+    for words in ("28 images of 14 patients", "train ", "validation ", "device", "seed 0", "weights", "run folder",
+                  f"layers of {name}", "parameters", "Epoch 2/2", run.name, "not for clinical use"):
+        assert words in console
+
+
+def test_the_model_loads_in_plain_keras_and_takes_raw_images(finished, data):
+    _, _, run = finished
+    predictions = pd.read_csv(run / "predictions.csv")
+    images = [common.read_image(data / path)[0] for path in predictions["path"]]
+    np.save(run.parent / "images.npy", images)
+    code = ("import keras, numpy, sys; images = numpy.load(sys.argv[2])[..., None].repeat(3, axis=-1);"
+            "print(keras.models.load_model(sys.argv[1]).predict(images, verbose=0).ravel().tolist())")
+    arguments = [sys.executable, "-c", code, run / "model.keras", run.parent / "images.npy"]
+    printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    (run.parent / "images.npy").unlink()
+    assert np.allclose(json.loads(printed), predictions["probability"], atol=1e-5)
+
+
+def test_the_same_constants_give_the_same_bytes(finished, data, tmp_path):
+    name, _, run = finished
+    assert run_script(name, tmp_path, data).returncode == 0
+    (again,) = (tmp_path / "outputs").iterdir()
+    assert again.name == run.name
+    for file in ("predictions.csv", "metrics.json", "history.csv", "split.csv"):
+        assert (again / file).read_bytes() == (run / file).read_bytes()
+    figures = [path.relative_to(run) for path in run.rglob("*.png")]
+    assert all((again / figure).read_bytes() == (run / figure).read_bytes() for figure in figures)
+
+
+# ---- constants ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("UNFROZEN_FRACTION", 70), ("UNFROZEN_FRACTION", 0), ("UNFROZEN_FRACTION", "0.5"), ("FOLD", 5), ("FOLD", -1),
+     ("FOLD", 0.5), ("BATCH_SIZE", 0), ("BATCH_SIZE", 13.0), ("BATCH_SIZE", True), ("EPOCHS", 0),
+     ("LEARNING_RATE", 0), ("LEARNING_RATE", float("nan")), ("SEED", -1), ("SEED", "zero"), ("WEIGHTS", ""),
+     ("WEIGHTS", 7), ("DATA_DIR", None), ("OUTPUT_DIR", " ")],
+)
+def test_a_wrong_constant_stops_at_once_and_is_named(script, monkeypatch, name, value):
+    monkeypatch.setattr(script, name, value)
+    with pytest.raises(common.UserError, match=rf"^{name} is {re.escape(repr(value))}, but has to be"):
+        script.main()
+
+
+def test_a_user_error_is_one_sentence_without_a_traceback(tmp_path):
+    process = run_script("vgg16", tmp_path, tmp_path / "nothing")
+    assert process.returncode == 1
+    assert "DATA_DIR" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_scripts_differ_in_their_backbone_only():
+    texts = [(REPOSITORY / f"{name}.py").read_text().splitlines() for name in ("resnet50", "vgg16")]
+    assert len(texts[0]) == len(texts[1])
+    assert sum(a != b for a, b in zip(*texts, strict=True)) <= 14
+
+
+def test_paths_count_from_the_scripts_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert common.locate("data/phantoms") == REPOSITORY / "data" / "phantoms"
+    assert common.locate("~/films") == tmp_path / "films"
+    assert common.locate(tmp_path) == tmp_path
+
+
+# ---- run folder --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def named(record):
+    """A record that is ready to be named, a table and images."""
+    record |= {"weights": {"sha256": "1"}, "model": {"backbone": "vgg16"}}
+    return record, pd.DataFrame({"path": ["a.png"], "label": ["benign"]}), np.zeros((1, 2, 2), np.uint8)
+
+
+def test_the_name_changes_with_all_that_decides_the_results_and_with_nothing_else(named):
+    record, films, images = named
+    names = {common.name_run(record, films, images)}
+    record["constants"] |= {"DATA_DIR": "/elsewhere", "OUTPUT_DIR": "/elsewhere"}
+    assert names == {common.name_run(record, films, images)}
+    for name, value in {"EPOCHS": 8, "SEED": 1, "LEARNING_RATE": 1e-3, "UNFROZEN_FRACTION": 0.6}.items():
+        names.add(common.name_run(record | {"constants": record["constants"] | {name: value}}, films, images))
+    names.add(common.name_run(record | {"weights": {"sha256": "2"}}, films, images))
+    names.add(common.name_run(record | {"head": {}}, films, images))
+    names.add(common.name_run(record, films.assign(label="malignant"), images))
+    names.add(common.name_run(record, films, images + 1))
+    assert len(names) == 9
+
+
+def test_a_failed_run_leaves_nothing_and_keeps_the_earlier_one(named, tmp_path):
+    with common.run_folder(*named, tmp_path) as folder:
+        (folder / "file").write_text("first")
+    with pytest.raises(ZeroDivisionError), common.run_folder(*named, tmp_path) as folder:
+        (folder / "file").write_text("second")
+        raise ZeroDivisionError
+    (run,) = tmp_path.iterdir()
+    assert (run / "file").read_text() == "first"
+    with common.run_folder(*named, tmp_path) as folder:
+        (folder / "other").write_text("third")
+    assert [path.name for path in run.iterdir()] == ["other"]
+
+
+def test_an_output_dir_that_cannot_be_written_stops_before_training(named, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(common.UserError, match="OUTPUT_DIR"), common.run_folder(*named, tmp_path / "file"):
+        pass

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import posixpath
 import re
 import runpy
 import shutil
@@ -32,6 +33,7 @@ import numpy as np
 import pandas as pd
 import sklearn.metrics
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from sklearn.model_selection import StratifiedGroupKFold
 
 
@@ -69,9 +71,13 @@ DROPOUT = 0.3  # share of these units that a training step leaves out
 HERE = Path(__file__).resolve().parent
 PHANTOMS = HERE / "data" / "phantoms"
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
+LESION_BOXES = r"(\d+:\d+:[1-9]\d*:[1-9]\d*(\|(?!$)|$))*"  # x:y:width:height in pixels, several joined by |
 OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
 FOLDS = 5
+RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
+COPY_CORRELATION = 0.87  # of fingerprints: two patients of DDSM reach 0.80, 99 % of copies exceed 0.89
 IMAGE_SIZE = 224  # pixels, both ways
+REPLICATES = 2000  # of the bootstrap behind the intervals
 THRESHOLD = 0.5  # probability of malignancy from which an image is called malignant
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
@@ -121,7 +127,7 @@ def say(record, topic, text):
 
 def locate(path):
     """The absolute Path of what a constant names: ~ expanded, relative to the scripts' folder."""
-    return Path(os.path.abspath(HERE / Path(path).expanduser()))
+    return Path(os.path.abspath(HERE / os.path.expanduser(path)))
 
 
 def shorten(path):
@@ -168,6 +174,14 @@ def start(constants):
     for name, (is_right, words) in CONSTANTS.items():
         if not is_right(constants[name]):
             raise UserError(f"{name} is {constants[name]!r}, but has to be {words}.")
+    weights, output_dir = constants["WEIGHTS"], locate(constants["OUTPUT_DIR"])
+    if weights not in (None, "imagenet") and not locate(weights).is_file():
+        raise UserError(f"WEIGHTS is {str(weights)!r}, but there is no file {locate(weights)}.")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR: nothing can be written to {output_dir} ({error.strerror}).") from error
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     modules = (tf, keras, np, pd, matplotlib, sklearn, cv2)
     record = {
@@ -203,18 +217,21 @@ def read_folders(record, root):
             say(record, "skipped", f"{', '.join(given[1:])}, as {given[0]} is the validation side")
     rows, skipped = [], Counter()
     for split, side in sides.items():
-        for path in sorted(side.rglob("*")):
-            name, top = path.relative_to(root).as_posix(), path.relative_to(side).parts[0].lower()
-            label = next((label for label in CLASSES if top.startswith(label)), None)
-            if label is None or path.is_dir() or "/." in name or path.name.lower() in SYSTEM_FILES:
-                continue
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                rows.append((name, label, split))
-            else:
-                skipped[path.suffix.lower() or "no suffix"] += 1
+        for top in sorted(path for path in side.iterdir() if path.is_dir()):
+            label = next((label for label in CLASSES if top.name.lower().startswith(label)), None)
+            for path in sorted(top.rglob("*")) if label else ():
+                name = path.relative_to(root).as_posix()
+                if path.is_dir() and path.is_symlink():
+                    skipped["links to folders"] += 1
+                elif path.is_dir() or "/." in name or path.name.lower() in SYSTEM_FILES:
+                    continue
+                elif path.suffix.lower() in IMAGE_SUFFIXES:
+                    rows.append((name, label, split))
+                else:
+                    skipped[path.suffix.lower() or "files without suffix"] += 1
     if skipped:
         kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
-        say(record, "skipped", f"files in the class folders that are not images: {kinds}")
+        say(record, "skipped", f"what is no image in the class folders: {kinds}")
     return pd.DataFrame(rows, columns=["path", "label", "split"], dtype=str)
 
 
@@ -224,7 +241,7 @@ def read_labels(record, file):
     Raises UserError that lists the columns, labels, splits or paths that are wrong.
     """
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     except (ValueError, OSError) as error:
         raise UserError(f"{file} cannot be read as a table of comma-separated values: {error}.") from error
     table.columns = table.columns.str.strip().str.lower()
@@ -232,7 +249,7 @@ def read_labels(record, file):
         raise UserError(f"{file} has no column {' and no column '.join(missing)}; it has {', '.join(table)}.")
     table = table[[name for name in ("path", "label", "patient_id", "split", "lesion_box") if name in table]]
     table = table.apply(lambda column: column.str.strip())
-    table["path"] = table["path"].str.replace("\\", "/")
+    table["path"] = [path and posixpath.normpath(path.replace("\\", "/")) for path in table["path"]]
     for column, allowed in (("label", CLASSES), ("split", ("train", "validation"))):
         if column in table:
             table[column] = table[column].str.lower()
@@ -242,11 +259,12 @@ def read_labels(record, file):
     if repeated := table.duplicated().sum():
         say(record, "skipped", f"{repeated} rows of {file.name} that repeat another")
         table = table.drop_duplicates()
-    paths = table["path"]
+    paths, boxes = table["path"], table.get("lesion_box", pd.Series("", index=table.index))
     for problem, wrong in (
         ("climb out of the folder of the table", [".." in Path(path).parts for path in paths]),
         ("name no file", [not (path and (file.parent / path).is_file()) for path in paths]),
         ("have rows that contradict each other", paths.duplicated()),
+        ("have a lesion_box other than x:y:width:height in pixels", ~boxes.str.fullmatch(LESION_BOXES)),
     ):
         if any(wrong):
             raise UserError(f"{file}: {sum(wrong)} paths {problem}: {list_some(list(paths[wrong]))}")
@@ -276,7 +294,7 @@ def find_images(record, data_dir):
     unknown. Raises UserError where there is no image of a class.
     """
     folder = locate(data_dir)
-    if folder == PHANTOMS and not any(folder.glob("images/*.png")):
+    if folder == PHANTOMS and not ((folder / "labels.csv").is_file() and any(folder.glob("images/*.png"))):
         say(record, "phantoms", "making synthetic mammograms")
         runpy.run_path(str(folder / "prepare.py"), run_name="__main__")
     if not folder.is_dir():
@@ -286,16 +304,18 @@ def find_images(record, data_dir):
     for name in CLASSES:
         if name not in set(table["label"]):
             raise UserError(f"DATA_DIR {folder} holds no {name} image. It may be:{LAYOUTS}")
-    if table["path"].str.contains("synthetic").any():
+    if all(Path(path).name.startswith("synthetic_") for path in table["path"]):
         record["note"] = "synthetic phantoms"
         say(record, "SYNTHETIC", "*** phantoms, no patients: the results say nothing about mammograms ***")
     table = name_patients(record, table).assign(lesion_box=table.get("lesion_box", ""))
-    say(record, "data", f"{shorten(folder)}: {len(table)} images of {table['patient_id'].nunique()} patients")
+    record["patients"] = "patients" if "nowhere" not in record["patients_from"] else "patients (some unknown)"
+    patients = f"{table['patient_id'].nunique()} {record['patients']}"
+    say(record, "data", f"{shorten(folder)}: {len(table)} images of {patients}")
     return table.sort_values("path", ignore_index=True)
 
 
 def read_image(path):
-    """One image file as ((IMAGE_SIZE, IMAGE_SIZE) uint8 grey, its format in words).
+    """One image file as ((IMAGE_SIZE, IMAGE_SIZE) uint8 grey, (height, width) in pixels, format in words).
 
     Files of 16 bits often hold fewer, and a 12-bit film read as 16 is black: the depth is the smallest
     of 8, 12, 14 and 16 bits that holds the brightest pixel. What is transparent becomes black.
@@ -309,8 +329,8 @@ def read_image(path):
         raise UserError("not an image that OpenCV can read")
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(f"its pixels are {pixels.dtype}; save it with 8 or 16 bits")
-    kind, grey = "grey", pixels.squeeze()
-    if grey.ndim == 3:
+    kind, grey = "grey", pixels.reshape(*pixels.shape[:2], -1)
+    if grey.shape[2] >= 3:
         kind, grey = "colour", cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
         if pixels.shape[2] == 4:
             kind = "colour with alpha"
@@ -321,14 +341,15 @@ def read_image(path):
     container = 8 * pixels.dtype.itemsize
     kind = f"{depth} bit {kind}" + (f" in {container}" if depth < container else "")
     small = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
-    return np.rint(small * (255 / (2**depth - 1))).astype(np.uint8), kind
+    return np.rint(small * (255 / (2**depth - 1))).astype(np.uint8), pixels.shape[:2], kind
 
 
 @stage
 def read_images(record, films):
-    """All images of the table, in its order: uint8 (N, IMAGE_SIZE, IMAGE_SIZE), grey.
+    """(films, images): the table with height and width in pixels, and its images in its order.
 
-    Raises one UserError that lists every file that cannot be read.
+    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE), grey. Raises one UserError that lists every file that
+    cannot be read.
     """
     folder = locate(record["constants"]["DATA_DIR"])
 
@@ -336,15 +357,101 @@ def read_images(record, films):
         try:
             return read_image(folder / path)
         except UserError as error:
-            return None, f"{path}: {error}"
+            return None, (0, 0), f"{path}: {error}"
 
     with ThreadPoolExecutor() as pool:  # OpenCV decodes outside Python's lock
-        images, words = zip(*pool.map(read_or_explain, films["path"]), strict=True)
+        images, shapes, words = zip(*pool.map(read_or_explain, films["path"]), strict=True)
     if bad := [reason for image, reason in zip(images, words, strict=True) if image is None]:
         raise UserError(f"{len(bad)} of {len(films)} images cannot be used: mend or remove {list_some(bad)}")
     record["formats"] = dict(Counter(words).most_common())
     say(record, "images", "read as " + ", ".join(f"{n} x {kind}" for kind, n in record["formats"].items()))
-    return np.stack(images)
+    heights, widths = zip(*shapes, strict=True)
+    return films.assign(height=heights, width=widths), np.stack(images)
+
+
+# ---- find copies -------------------------------------------------------------------------------
+
+
+def fingerprint(images, shapes):
+    """The texture on circles around the centre of each picture: complex64 (N, RINGS, WAVES), of norm 1.
+
+    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); shapes: the (height, width) in which a circle is round.
+    Turning a picture shifts the phases of its circles, mirroring it turns them round. The waves are
+    whitened, as the amplitude of tissue falls with frequency ** -1.5, and what stands out is damped, so
+    that texture tells pictures apart and not the outline that all breasts share.
+    """
+    angles = 2 * np.pi * np.arange(ANGLES) / ANGLES
+    radii = (np.arange(RINGS) + 0.5)[:, None] / RINGS / 2  # of the shorter side
+    waves, half = np.arange(1, WAVES + 1), IMAGE_SIZE / 2 - 0.5
+    prints = np.empty((len(images), RINGS, WAVES), np.complex64)
+    for image, (height, width), found in zip(images, shapes, prints, strict=True):
+        across, down = (IMAGE_SIZE * min(height, width) / side for side in (width, height))
+        x = (half + across * radii * np.cos(angles)).astype(np.float32)
+        y = (half + down * radii * np.sin(angles)).astype(np.float32)
+        smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=across / 100, sigmaY=down / 100)
+        spectrum = np.fft.rfft(cv2.remap(smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+        spectrum[:, 1 : WAVES + 1] *= waves**1.5
+        spectrum[:, 0], spectrum[:, WAVES + 1 :] = 0, 0
+        texture = np.fft.irfft(spectrum, ANGLES)
+        texture = np.tanh(texture / (np.abs(texture).mean(axis=1, keepdims=True) + 1e-6)) * np.sqrt(radii)
+        found[:] = np.fft.rfft(texture)[:, 1 : WAVES + 1]
+    return prints / (np.linalg.norm(prints, axis=(1, 2), keepdims=True) + 1e-6)
+
+
+def correlate(one, other):
+    """Correlation of pairs of fingerprints at the best angle, plain or mirrored: float (P,), up to 1."""
+    found = []
+    for turned in (one * other.conj(), one * other):
+        waves = np.pad(turned.sum(axis=1), ((0, 0), (1, ANGLES // 2 - WAVES)))
+        found.append(np.fft.irfft(waves, ANGLES, axis=1).max(axis=1) * ANGLES / 2)
+    return np.maximum(*found)
+
+
+def find_pairs(prints, most=8, block=512):
+    """Pairs of fingerprints that correlate by COPY_CORRELATION or more: int (P, 2).
+
+    The magnitudes of the waves do not change when a picture is turned or mirrored. They propose the
+    `most` nearest of each image, a block of rows at a time; the correlation of the phases decides.
+    """
+    magnitudes = np.abs(prints).reshape(len(prints), -1)
+    most, found = min(most, len(prints) - 1), []
+    for first in range(0, len(prints), block):
+        rows = np.arange(first, min(first + block, len(prints)))
+        alike = magnitudes[rows] @ magnitudes.T
+        alike[rows - first, rows] = -1  # an image is no copy of itself
+        near = np.argpartition(alike, -most)[:, -most:]
+        pairs = np.column_stack([np.repeat(rows, most), near.ravel()])
+        found.append(pairs[correlate(*prints[pairs.T]) >= COPY_CORRELATION])
+    return np.concatenate(found)
+
+
+@stage
+def group_copies(record, films, images):
+    """The table with its column group: the same for all images of a patient and all their copies.
+
+    Copies are found turned by any angle or mirrored (on circles that are round in the film), and resized
+    to another shape (on circles that are round in the 224 x 224 image), re-encoded, brightened or darkened.
+    """
+    shapes = films[["height", "width"]].to_numpy()
+    found = [find_pairs(fingerprint(images, seen)) for seen in (shapes, np.ones_like(shapes))]
+    pairs = np.unique(np.sort(np.concatenate(found)), axis=0)
+    siblings = pd.Series(films.index).groupby(films["patient_id"].to_numpy()).transform("min")
+    root = list(range(len(films)))
+
+    def find_root(index):
+        while root[index] != index:
+            index = root[index]
+        return index
+
+    for one, other in [*pairs, *enumerate(siblings)]:
+        low, high = sorted((find_root(one), find_root(other)))
+        root[high] = low
+    groups = films["patient_id"].iloc[[find_root(index) for index in films.index]].to_numpy()
+    copies = len(set(pairs.ravel()))
+    record["copies"] = {"pairs": len(pairs), "images": copies}
+    if copies:
+        say(record, "copies", f"{copies} images show the same picture as another; such patients stay on one side")
+    return films.assign(group=groups)
 
 
 # ---- split -------------------------------------------------------------------------------------
@@ -354,31 +461,34 @@ def read_images(record, films):
 def split_patients(record, films, fold, seed):
     """The table with its column split filled in: "train", "validation" or "left out".
 
-    Data without a split of its own is cut into FOLDS parts, stratified by class and grouped by patient,
-    and part number `fold` is held out. In data with one, images of patients who stand on both sides are
-    left out of the validation side. Raises UserError where a side would lack a class.
+    Data without a split of its own is cut into FOLDS parts, stratified by class, patients with all their
+    images and copies together, and part number `fold` is held out. In data with one, validation images of
+    a patient or a picture that is trained on are left out; their column trained_on names such an image.
+    Raises UserError where a side would lack a class.
     """
     films = films.copy()
-    patients = films.groupby("label")["patient_id"].nunique()
+    groups = films.groupby("label")["group"].nunique()
     if both := films.groupby("patient_id")["label"].nunique().gt(1).sum():
         say(record, "patients", f"{both} have benign and malignant images; all of them stay on one side")
     if films["split"].eq("").all():
         how = f"fold {fold} of 0 to {FOLDS - 1} is held out: whole patients, stratified by class"
-        if patients.min() < FOLDS:
+        if groups.min() < FOLDS:
             raise UserError(
-                f"DATA_DIR has {patients.min()} {patients.idxmin()} patients, but {FOLDS} folds need {FOLDS} or"
+                f"DATA_DIR has {groups.min()} {groups.idxmin()} patients, but {FOLDS} folds need {FOLDS} or"
                 " more of each class: add patients, or give the data a split of its own."
             )
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-        held_out = list(splitter.split(films, films["label"], films["patient_id"]))[fold][1]
+        held_out = list(splitter.split(films, films["label"], films["group"]))[fold][1]
         films["split"] = np.where(films.index.isin(held_out), "validation", "train")
     else:
         how = "as the data brings it; FOLD is not used"
-        learned = films["patient_id"].isin(films["patient_id"][films["split"] == "train"])
-        leaks = learned & films["split"].eq("validation")
+        trained_on = films[films["split"] == "train"].drop_duplicates("group").set_index("group")["path"]
+        leaks = films["split"].eq("validation") & films["group"].isin(trained_on.index)
+        films["trained_on"] = films["group"].map(trained_on).where(leaks)
         films.loc[leaks, "split"] = "left out"
         if leaks.any():
-            say(record, "left out", f"{leaks.sum()} validation images of patients who are trained on")
+            say(record, "LEFT OUT", f"*** {leaks.sum()} of {leaks.sum() + films['split'].eq('validation').sum()}"
+                " validation images: they show a patient or a picture that is trained on (leaks.csv) ***")
     say(record, "split", how)
     record["split"] = {"how": how}
     for side in ("train", "validation"):
@@ -463,9 +573,9 @@ def feed(record, images, films, epochs, batch_size, seed):
 
 
 def fetch_imagenet(url, md5):
-    """Path of the ImageNet weights in Keras' cache, downloaded into it where they are not there yet.
+    """(path, "") of the ImageNet weights in Keras' cache, or (None, reason) where they cannot be downloaded.
 
-    Raises UserError where the network or the file is not as it should be.
+    Raises UserError where another file lies in their place, which Keras would replace or delete.
     """
     name = url.rsplit("/", 1)[1]
     cached = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
@@ -473,12 +583,12 @@ def fetch_imagenet(url, md5):
         raise UserError(f"{cached} is not the file that {url} has: remove it, or set WEIGHTS to its path.")
     socket.setdefaulttimeout(20)  # seconds: a network that swallows packets would hang the run
     try:
-        return Path(keras.utils.get_file(name, url, cache_subdir="models", file_hash=md5))
+        return Path(keras.utils.get_file(name, url, cache_subdir="models", file_hash=md5)), ""
     except Exception as error:  # a failed download is a bare Exception in Keras
-        raise UserError(
+        return None, (
             f"the ImageNet weights cannot be downloaded ({str(error).rsplit(': ', 1)[-1]}): fetch {url} where"
             " there is a network, and set WEIGHTS to the path of that file."
-        ) from error
+        )
 
 
 @stage
@@ -490,18 +600,14 @@ def load_weights(record, backbone, weights, url, md5):
     """
     file, origin = None, "random weights, not pretrained"
     if weights == "imagenet":
-        try:
-            file, origin = fetch_imagenet(url, md5), f"ImageNet, {url}"
-        except UserError as error:
-            if not record["note"]:
-                raise
-            origin = "random weights: this shows only that the pipeline works"
-            say(record, "RANDOM", f"*** {origin}: {error} ***")
+        file, reason = fetch_imagenet(url, md5)
+        origin = f"ImageNet, {url}" if file else "random weights: this shows only that the pipeline works"
+        if reason and "synthetic" not in record["note"]:
+            raise UserError(reason)
+        if reason:
+            say(record, "RANDOM", f"*** {origin}; {reason} ***")
     elif weights is not None:
-        file = locate(weights)
-        origin = str(weights)
-        if not file.is_file():
-            raise UserError(f"WEIGHTS is {str(weights)!r}, but there is no file {file}.")
+        file, origin = locate(weights), str(weights)
     if file is None:
         record["note"] = "; ".join(filter(None, (record["note"], origin)))
     else:
@@ -549,6 +655,7 @@ def build_model(record, backbone, pretrained, unfrozen_fraction, learning_rate):
         "unfrozen_layers": unfrozen,
         "parameters": total,
         "unfrozen_parameters": parameters,
+        "trained_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "batch_norm": "inference mode" if pretrained else "trained where unfrozen",
     }
     say(record, "unfrozen", f"the top {unfrozen} of {len(backbone.layers)} layers of {backbone.name}, with"
@@ -564,7 +671,7 @@ def name_run(record, films, images):
     places = ("DATA_DIR", "OUTPUT_DIR", "WEIGHTS")  # what lies there counts, not where it lies
     settings = {name: value for name, value in record["constants"].items() if name not in places}
     settings |= {key: record[key] for key in ("augmentation", "head")} | {"weights": record["weights"]["sha256"]}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(films.to_csv(index=False).encode())
     digest.update(images.tobytes())
     percent = 100 * record["constants"]["UNFROZEN_FRACTION"]
@@ -575,23 +682,24 @@ def name_run(record, films, images):
 def run_folder(record, films, images, output_dir):
     """A hidden folder to write into, which becomes OUTPUT_DIR/<name of the run> once it is complete.
 
-    A run that fails leaves nothing, and an earlier run of the same name stays until the new one ends.
+    An earlier run of the same name stays until then. A run that fails leaves nothing, or what it has
+    where it failed after it was trained.
     """
     folder = locate(output_dir) / name_run(record, films, images)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR: nothing can be written to {folder.parent} ({error.strerror}).") from error
-    hidden.chmod(0o755)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     record["run_folder"] = shorten(folder)
     say(record, "run folder", f"{shorten(folder)}, once the run is complete")
     try:
-        yield hidden
-        shutil.rmtree(folder, ignore_errors=True)
-        hidden.rename(folder)
+        (scratch / "new").mkdir()
+        yield scratch / "new"
+        if folder.exists():
+            folder.rename(scratch / "old")
+        (scratch / "new").rename(folder)
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        if (scratch / "new" / "model.keras").exists():
+            print(f"the trained model and what else there is of the run are kept in {scratch}")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
     say(record, "finished", f"in {sum(record['seconds'].values()) / 60:.1f} minutes: {shorten(folder)}")
 
 
@@ -619,63 +727,120 @@ def train(record, model, training, validation, epochs, steps):
 # ---- evaluate ----------------------------------------------------------------------------------
 
 
-def measure(labels, probabilities):
-    """Metrics of a binary classifier as a dict; malignant is the positive class.
+def count_outcomes(labels, probabilities, weights):
+    """(fpr, tpr, metrics): the ROC curve and every metric, for each of R ways to weigh the N images.
 
-    labels: int (N,), 1 where malignant. probabilities: float (N,), of malignancy. A ratio of nothing
-    (the precision where no image was called malignant) is 0, as in scikit-learn.
+    labels: int (N,), 1 where malignant; probabilities: float (N,), of malignancy; weights: (R, N), how
+    often each image counts. fpr, tpr: float (R, L), one column for each distinct probability, from the
+    strictest threshold down; metrics: {name: float (R,)}. Malignant is the positive class. A ratio of
+    nothing is 0, as in scikit-learn (the precision where no image was called malignant); the AUC is nan
+    where a class is missing.
     """
+    order = np.argsort(-probabilities, kind="stable")
+    levels = np.append(np.flatnonzero(np.diff(probabilities[order])), len(order) - 1)
+    above = [np.cumsum(weights[:, order] * (labels[order] == label), axis=1)[:, levels] for label in (0, 1)]
+    fps, tps = (np.column_stack([np.zeros(len(weights)), counts]) for counts in above)
+    called = np.searchsorted(-probabilities[order][levels], -THRESHOLD, side="right")  # levels of the malignant
+    negatives, positives, fp, tp = fps[:, -1], tps[:, -1], fps[:, called], tps[:, called]
+
+    def share(part, whole):
+        return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
+
+    fpr, tpr = share(fps, negatives[:, None]), share(tps, positives[:, None])
+    auc = np.sum(np.diff(fpr) * (tpr[:, 1:] + tpr[:, :-1]) / 2, axis=1)
+    metrics = {
+        "accuracy": share(tp + negatives - fp, positives + negatives),
+        "precision": share(tp, tp + fp),
+        "recall": share(tp, positives),
+        "f1": share(2 * tp, tp + fp + positives),
+        "specificity": share(negatives - fp, negatives),
+        "auc": np.where((negatives > 0) & (positives > 0), auc, np.nan),
+        "sensitivity_at_90_specificity": np.where(fpr <= 0.1 + 1e-9, tpr, 0).max(axis=1),
+        "specificity_at_90_sensitivity": np.where(tpr >= 0.9 - 1e-9, 1 - fpr, 0).max(axis=1),
+    }
+    return fpr, tpr, metrics
+
+
+def resample(groups, seed, most=100):
+    """Bootstrap weights of N images, int (up to `most`, N) at a time, REPLICATES in all.
+
+    groups: (N,), whose image it is. Whole patients are drawn with replacement, as many as there are: two
+    images of one patient are no two independent cases (Efron and Tibshirani 1993, chapter 8).
+    """
+    _, members = np.unique(groups, return_inverse=True)
+    patients = members.max() + 1
+    rng = np.random.default_rng(seed)
+    for first in range(0, REPLICATES, most):
+        drawn = rng.multinomial(patients, np.full(patients, 1 / patients), min(most, REPLICATES - first))
+        yield drawn[:, members]
+
+
+def measure(labels, probabilities, groups, seed=0):
+    """(metrics, band): a dict of every metric with its 95 % interval, and the band of the ROC curve.
+
+    labels, probabilities: as in count_outcomes; groups: (N,), whose image it is. band: float (3, 101), a
+    grid of false positive rates and between which true positive rates 95 % of the curves lie there.
+    """
+    _, _, exact = count_outcomes(labels, probabilities, np.ones((1, len(labels))))
+    grid, curves, samples = np.linspace(0, 1, 101), [], []
+    for weights in resample(groups, seed):
+        fpr, tpr, drawn = count_outcomes(labels, probabilities, weights)
+        curves += [np.interp(grid, x, y) for x, y in zip(fpr, tpr, strict=True)]
+        samples.append(drawn)
+    samples = {name: np.concatenate([drawn[name] for drawn in samples]) for name in exact}
     called = probabilities >= THRESHOLD
     tn, fp, fn, tp = (int(n) for n in sklearn.metrics.confusion_matrix(labels, called, labels=[0, 1]).ravel())
-    return {
-        "accuracy": sklearn.metrics.accuracy_score(labels, called),
-        "precision": sklearn.metrics.precision_score(labels, called, zero_division=0),
-        "recall": sklearn.metrics.recall_score(labels, called, zero_division=0),
-        "f1": sklearn.metrics.f1_score(labels, called, zero_division=0),
-        "specificity": sklearn.metrics.recall_score(labels, called, pos_label=0, zero_division=0),
-        "auc": sklearn.metrics.roc_auc_score(labels, probabilities),
+    metrics = {name: float(value[0]) for name, value in exact.items()} | {
+        "ci95": {name: np.nanquantile(values, (0.025, 0.975)).tolist() for name, values in samples.items()},
         "confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
         "majority_baseline": max(tn + fp, fn + tp) / len(labels),
         "positive_class": "malignant",
         "threshold": THRESHOLD,
     }
+    return metrics, np.stack([grid, *np.quantile(curves, (0.025, 0.975), axis=0)])
+
+
+def with_interval(metrics, name):
+    """A metric as a person reads it: 0.71 [0.64, 0.78]."""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(metrics[name], *metrics["ci95"][name])
 
 
 @stage
 def evaluate(record, model, validation, films):
-    """(predictions, metrics) of the held-out images.
+    """(predictions, metrics, band) of the held-out images.
 
     predictions: path, patient_id, label, probability (of malignancy) and predicted, in the order and
-    with the index of `films`. metrics: those of measure(), and the images and patients they count.
+    with the index of `films`. metrics and band: those of measure(), and what they were measured on.
     """
-    predictions = films.loc[films["split"] == "validation", ["path", "patient_id", "label"]]
+    held_out = films[films["split"] == "validation"]
     probabilities = model.predict(validation, verbose=0).ravel().astype(float)
-    called = np.where(probabilities >= THRESHOLD, "malignant", "benign")
-    predictions = predictions.assign(probability=probabilities, predicted=called)
-    metrics = measure(predictions["label"].eq("malignant").to_numpy(int), probabilities)
-    metrics["validation_images"] = len(predictions)
-    metrics["validation_patients"] = predictions["patient_id"].nunique()
-    names = ("accuracy", "precision", "recall", "specificity", "f1", "auc")
-    say(record, "results", ", ".join(f"{name} {metrics[name]:.2f}" for name in names))
-    say(record, "", f"on {len(predictions)} images of {metrics['validation_patients']} held-out patients; always"
-        f" answering the majority has accuracy {metrics['majority_baseline']:.2f}")
-    for name in CLASSES:
-        if name not in called:
-            say(record, "WARNING", f"*** no image was called {name} ***")
+    predictions = held_out[["path", "patient_id", "label"]].assign(
+        probability=probabilities, predicted=np.take(CLASSES, probabilities >= THRESHOLD))
+    labels = predictions["label"].eq("malignant").to_numpy(int)
+    metrics, band = measure(labels, probabilities, held_out["group"], record["constants"]["SEED"])
+    metrics |= {"validation_images": len(held_out), "validation_patients": held_out["patient_id"].nunique()}
+    patients = f"{metrics['validation_patients']} held-out {record['patients']}"
+    record["held_out"] = f"{len(held_out)} images of {patients}"
+    for name in metrics["ci95"]:
+        say(record, "result", f"{name.replace('_', ' '):<29} {with_interval(metrics, name)}")
+    say(record, "", f"on {record['held_out']}, with 95 % intervals over patients; always answering the"
+        f" majority has accuracy {metrics['majority_baseline']:.2f}")
+    for name in set(CLASSES) - set(predictions["predicted"]):
+        say(record, "WARNING", f"*** no image was called {name} ***")
     if record["note"]:
         say(record, "NOTE", f"*** {record['note']} ***")
-    return predictions, metrics
+    return predictions, metrics, band
 
 
 # ---- explain -----------------------------------------------------------------------------------
 
 
-def make_gradcam(model, layer, images):
+def make_gradcam(model, layer, images, malignant):
     """Grad-CAM of the predicted class (Selvaraju et al. 2017), float32 (B, h, w) in 0..1.
 
-    images: float32 (B, H, W, 3) in 0..255; layer: the name of the feature maps, (h, w). The logit is
-    differentiated, as a saturated sigmoid has no gradient, with its sign turned where the prediction
-    is benign. A map without positive evidence is 0 everywhere.
+    images: float32 (B, H, W, 3) in 0..255; layer: the name of the feature maps, (h, w); malignant: bool
+    (B,), whether that was predicted. The logit is differentiated, as a saturated sigmoid has no gradient,
+    and its sign is turned for benign. A map without positive evidence is 0 everywhere.
     """
     bottom = keras.Model(model.inputs[0], model.get_layer(layer).output)
     top = keras.Model(model.get_layer(layer).output, model.get_layer("logit").output)
@@ -683,7 +848,7 @@ def make_gradcam(model, layer, images):
     with tf.GradientTape() as tape:
         tape.watch(features)
         logit = top(features, training=False)[:, 0]
-        evidence = tf.where(tf.sigmoid(logit) >= THRESHOLD, logit, -logit)
+        evidence = tf.where(malignant, logit, -logit)
     weights = tf.reduce_mean(tape.gradient(evidence, features), axis=(1, 2), keepdims=True)
     maps = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
     return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True)).numpy()
@@ -691,20 +856,67 @@ def make_gradcam(model, layer, images):
 
 def select_cases(predictions, most=4):
     """The rows of `predictions` to look at, with their outcome: up to `most` of each, surest first."""
-    sides = predictions[["label", "predicted"]].eq("malignant").apply(tuple, axis=1)
-    names = dict(zip([(True, True), (False, True), (False, False), (True, False)], OUTCOMES, strict=True))
-    ranked = predictions.assign(outcome=sides.map(names), sureness=(predictions["probability"] - THRESHOLD).abs())
-    ranked = ranked.sort_values("sureness", ascending=False, kind="stable").drop(columns="sureness")
+    right = np.where(predictions["predicted"] == predictions["label"], "true_", "false_")
+    called = np.where(predictions["predicted"] == "malignant", "positive", "negative")
+    ranked = predictions.assign(outcome=np.char.add(right, called))
+    ranked = ranked.sort_values("probability", key=lambda p: -abs(p - THRESHOLD), kind="stable")
     return pd.concat([ranked[ranked["outcome"] == outcome].head(most) for outcome in OUTCOMES])
 
 
+def read_boxes(film):
+    """The lesion boxes of a row of the table: float (K, 4), x, y, width and height as shares of the film."""
+    boxes = [list(map(int, box.split(":"))) for box in film.lesion_box.split("|") if box]
+    return np.array(boxes).reshape(-1, 4) / [film.width, film.height, film.width, film.height]
+
+
+def play_pointing_game(films, maps, malignant):
+    """(hits, game): whether the peak of each map falls into a lesion box, and how often (Zhang et al. 2016).
+
+    films: N rows with a lesion_box; maps: float (N, h, w); malignant: bool (N,), true positives. hits:
+    bool (N,); an empty map is a miss. The share that chance would hit is that of the peaks of all other
+    images in the boxes of each, so that a habit of pointing at the middle does not count as skill.
+    """
+    rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[1:])
+    x, y = (columns + 0.5) / maps.shape[2], (rows + 0.5) / maps.shape[1]
+    inside = np.zeros((len(films), len(films)), bool)  # of the boxes of row i: the peak of map j
+    for boxes, hit in zip(map(read_boxes, films.itertuples()), inside, strict=True):
+        for left, top, width, height in boxes:
+            hit |= (left <= x) & (x <= left + width) & (top <= y) & (y <= top + height)
+    inside[:, ~maps.any(axis=(1, 2))] = False
+    hits = inside.diagonal().copy()
+    chance = (inside.sum(axis=1) - hits) / max(1, len(films) - 1)
+    groups = {"images": np.ones(len(films), bool), "true_positives": malignant}
+    game = {name: {"images": int(of.sum()), "hits": int(hits[of].sum()), "share": float(hits[of].mean()),
+                   "chance": float(chance[of].mean())}
+            for name, of in groups.items() if of.any()}
+    return hits, game
+
+
 @stage
-def explain(record, model, layer, images, predictions):
-    """The selected cases with their image, uint8 (IMAGE_SIZE, IMAGE_SIZE), and Grad-CAM map."""
-    cases = select_cases(predictions)
-    shown = images[cases.index]
-    maps = make_gradcam(model, layer, np.repeat(shown[..., None], 3, axis=-1).astype(np.float32))
-    return cases.assign(image=list(shown), cam=list(maps))
+def explain(record, model, layer, images, films, predictions, metrics):
+    """The selected cases with their image, uint8 (IMAGE_SIZE, IMAGE_SIZE), Grad-CAM map, boxes and hit.
+
+    Where held-out films have a lesion_box, the pointing game over all of them goes into `metrics`.
+    """
+    malignant, maps = predictions["predicted"].eq("malignant").to_numpy(), []
+    for batch in np.array_split(np.arange(len(predictions)), math.ceil(len(predictions) / 16)):
+        shown = np.repeat(images[predictions.index[batch]][..., None], 3, axis=-1).astype(np.float32)
+        maps.append(make_gradcam(model, layer, shown, malignant[batch]))
+    maps, held_out = np.concatenate(maps), films.loc[predictions.index]
+    boxed = held_out["lesion_box"].ne("").to_numpy()
+    hits = pd.Series("", index=predictions.index)
+    if boxed.any():
+        right = malignant & predictions["label"].eq("malignant").to_numpy()
+        found, metrics["pointing_game"] = play_pointing_game(held_out[boxed], maps[boxed], right[boxed])
+        hits[boxed] = np.where(found, "peak inside the lesion box", "peak outside the lesion box")
+        for name, game in metrics["pointing_game"].items():
+            say(record, "pointing", f"the Grad-CAM peak is in the lesion box of {game['hits']} of {game['images']}"
+                f" {name.replace('_', ' ')} ({game['share']:.2f}; by chance {game['chance']:.2f})")
+    places = {index: place for place, index in enumerate(predictions.index)}
+    cases = select_cases(predictions).assign(hit=hits)
+    return cases.assign(image=[images[index] for index in cases.index],
+                        cam=[maps[places[index]] for index in cases.index],
+                        boxes=[read_boxes(film) for film in held_out.loc[cases.index].itertuples()])
 
 
 # ---- report ------------------------------------------------------------------------------------
@@ -755,28 +967,40 @@ def draw_confusion_matrix(record, predictions, metrics, path):
         predictions["label"], predictions["predicted"], labels=CLASSES, ax=axes, cmap="Blues", colorbar=False,
         text_kw={"fontsize": 22})
     axes.set(xlabel=f"predicted (threshold {THRESHOLD})", ylabel="true")
-    axes.set_title(f"{metrics['validation_images']} images of {metrics['validation_patients']} held-out patients\n"
-                   f"sensitivity {metrics['recall']:.2f}, specificity {metrics['specificity']:.2f}", fontsize=10)
+    axes.set_title(f"{record['held_out']}\nsensitivity {with_interval(metrics, 'recall')}, specificity"
+                   f" {with_interval(metrics, 'specificity')}", fontsize=9)
     save_figure(record, figure, path)
 
 
-def draw_roc_curve(record, predictions, metrics, path):
-    figure, axes = start_figure(record, 5, 5.2)
+def draw_roc_curve(record, predictions, metrics, band, path):
+    figure, axes = start_figure(record, 5, 5.4)
+    axes.fill_between(*band, alpha=0.2, label="95 % of bootstrap curves, over patients")
     sklearn.metrics.RocCurveDisplay.from_predictions(
         predictions["label"], predictions["probability"], pos_label="malignant", ax=axes,
         name=record["model"]["backbone"], plot_chance_level=True)
+    axes.get_lines()[0].set_label(f"AUC {with_interval(metrics, 'auc')}")
     axes.plot(1 - metrics["specificity"], metrics["recall"], "ko", label=f"threshold {THRESHOLD}")
+    axes.plot(0.1, metrics["sensitivity_at_90_specificity"], "v", color="tab:orange",
+              label=f"sensitivity {metrics['sensitivity_at_90_specificity']:.2f} at 90 % specificity")
+    axes.plot(1 - metrics["specificity_at_90_sensitivity"], 0.9, "^", color="tab:green",
+              label=f"specificity {metrics['specificity_at_90_sensitivity']:.2f} at 90 % sensitivity")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
-    axes.set_title(f"{metrics['validation_images']} images of {metrics['validation_patients']} held-out patients",
-                   fontsize=10)
-    axes.legend(loc="lower right")
+    axes.set_title(record["held_out"], fontsize=10)
+    axes.legend(loc="lower right", fontsize=8)
     save_figure(record, figure, path)
+
+
+def draw_image(axes, case):
+    """The image as the model sees it, its lesion boxes dashed."""
+    axes.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+    for left, top, width, height in case.boxes * IMAGE_SIZE:
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, ec="white", lw=0.8, ls="--"))
 
 
 def draw_heat(axes, case):
     """Lay the map over the image: the stronger the evidence, the less of the image shows through."""
     heat = cv2.resize(case.cam, case.image.shape, interpolation=cv2.INTER_LINEAR)
-    axes.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+    draw_image(axes, case)
     if not heat.any():
         axes.text(0.5, 0.05, "no positive evidence", transform=axes.transAxes, color="white", ha="center")
     return axes.imshow(heat, cmap="viridis", vmin=0, vmax=1, alpha=0.6 * heat)
@@ -785,12 +1009,12 @@ def draw_heat(axes, case):
 def draw_overlay(record, case, path):
     """One case: the image, the map and the overlay side by side."""
     figure, panels = start_figure(record, 10, 4.3, columns=3)
-    panels[0].imshow(case.image, cmap="gray", vmin=0, vmax=255)
+    draw_image(panels[0], case)
     panels[1].imshow(case.cam, cmap="viridis", vmin=0, vmax=1)
     bar = figure.colorbar(draw_heat(panels[2], case), ax=panels[2], shrink=0.8)
     bar.set_label(f"evidence for {case.predicted}")
     bar.solids.set_alpha(1)
-    titles = ("what the model sees", "Grad-CAM, {} x {}".format(*case.cam.shape), "overlay")
+    titles = ("what the model sees", "Grad-CAM, {} x {}".format(*case.cam.shape), case.hit or "overlay")
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
         axes.axis("off")
@@ -809,7 +1033,7 @@ def draw_sheet(record, cases, path):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         for case, image, overlay in zip(rows, panels[::2], panels[1::2], strict=False):
-            image.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+            draw_image(image, case)
             image.set_title(case.label, fontsize=10)
             draw_heat(overlay, case)
             overlay.set_title(f"P(malignant) {case.probability:.2f}", fontsize=10)
@@ -817,15 +1041,18 @@ def draw_sheet(record, cases, path):
 
 
 @stage
-def report(record, folder, films, history, predictions, metrics, cases):
+def report(record, folder, films, history, predictions, metrics, band, cases):
     """Write the tables and figures of the run into `folder`."""
-    save_table(record, films[["path", "label", "patient_id", "split"]], folder / "split.csv")
+    save_table(record, films[["path", "label", "patient_id", "split", "group"]], folder / "split.csv")
+    leaks = films[films["split"] == "left out"]
+    if len(leaks):
+        save_table(record, leaks[["path", "label", "patient_id", "trained_on"]], folder / "leaks.csv")
     save_table(record, history, folder / "history.csv")
     save_table(record, predictions, folder / "predictions.csv")
     save_json(metrics | ({"note": record["note"]} if record["note"] else {}), folder / "metrics.json")
     draw_training_curves(record, history, folder / "training_curves.png")
     draw_confusion_matrix(record, predictions, metrics, folder / "confusion_matrix.png")
-    draw_roc_curve(record, predictions, metrics, folder / "roc_curve.png")
+    draw_roc_curve(record, predictions, metrics, band, folder / "roc_curve.png")
     draw_sheet(record, cases, folder / "grad_cam_example.png")
     (folder / "gradcam").mkdir()
     numbers = cases.groupby("outcome").cumcount() + 1

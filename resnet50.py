@@ -44,18 +44,19 @@ def main():
     """Train, evaluate and explain; returns the folder of the run."""
     record = common.start(globals())
     films = common.find_images(record, DATA_DIR)
+    films, images = common.read_images(record, films)
+    films = common.group_copies(record, films, images)
     films = common.split_patients(record, films, FOLD, SEED)
-    images = common.read_images(record, films)
     training, validation, steps = common.feed(record, images, films, EPOCHS, BATCH_SIZE, SEED)
     backbone = build_backbone()
     pretrained = common.load_weights(record, backbone, WEIGHTS, IMAGENET_URL, IMAGENET_MD5)
     model = common.build_model(record, backbone, pretrained, UNFROZEN_FRACTION, LEARNING_RATE)
     with common.run_folder(record, films, images, OUTPUT_DIR) as folder:
         history = common.train(record, model, training, validation, EPOCHS, steps)
-        predictions, metrics = common.evaluate(record, model, validation, films)
-        cases = common.explain(record, model, GRADCAM_LAYER, images, predictions)
-        common.report(record, folder, films, history, predictions, metrics, cases)
         common.save_model(record, model, folder)
+        predictions, metrics, band = common.evaluate(record, model, validation, films)
+        cases = common.explain(record, model, GRADCAM_LAYER, images, films, predictions, metrics)
+        common.report(record, folder, films, history, predictions, metrics, band, cases)
         common.save_json(record, folder / "settings.json")
     return common.locate(record["run_folder"])
 

@@ -87,12 +87,39 @@ def test_labels_as_people_write_them(table_of):
         ("path,label\na.png,benign\n,malignant\n", "1 paths name no file"),
         ("path,label\na.png,benign\n../b.png,malignant\n", "climb out of the folder"),
         ("path,label\na.png,benign\na.png,malignant\n", r"contradict each other: \n  a.png"),
+        ("path,label\na.png,benign\n./a.png,malignant\n", r"contradict each other: \n  a.png"),
+        ("path,label,lesion_box\na.png,benign,\nb.png,malignant,1:2:3\n", r"lesion_box other than .*\n  b.png"),
+        ("path,label,lesion_box\na.png,benign,1:2:3:0\nb.png,malignant,\n", r"lesion_box other than .*\n  a.png"),
         ("path,label\na.png,benign\nb.png,benign\n", "no malignant image"),
     ],
 )
 def test_wrong_tables_are_refused_with_what_to_mend(table_of, text, words):
     with pytest.raises(common.UserError, match=words):
         table_of(text)
+
+
+def test_lesion_boxes_are_read_as_shares_of_the_film(table_of, record):
+    table = table_of("path,label,lesion_box\na.png,benign,4:6:20:30|0:0:40:60\nb.png,malignant,\n")
+    films, _ = common.read_images(record, table)
+    one, two = films.itertuples()
+    assert common.read_boxes(one).tolist() == [[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1]]
+    assert common.read_boxes(two).shape == (0, 4)
+
+
+def test_a_linked_class_folder_is_read_and_a_link_below_it_is_said(record, film, tmp_path, capsys):
+    film(tmp_path / "store" / "a.png")
+    film(tmp_path / "data" / "malignant" / "b.png")
+    (tmp_path / "data" / "benign").symlink_to(tmp_path / "store")
+    (tmp_path / "data" / "malignant" / "loop").symlink_to(tmp_path / "data")
+    assert find(record, tmp_path / "data")["path"].tolist() == ["benign/a.png", "malignant/b.png"]
+    assert "1 x links to folders" in capsys.readouterr().out
+
+
+def test_only_phantoms_are_synthetic(record, film, tmp_path):
+    for name in ("benign/synthetic_2D.png", "malignant/real.png"):
+        film(tmp_path / name)
+    find(record, tmp_path)
+    assert record["note"] == ""
 
 
 def test_repeated_rows_are_said(table_of, record):
@@ -146,8 +173,8 @@ def reference(grey):
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".pgm", ".bmp"])
 def test_8_bit_grey(film, tmp_path, suffix):
     pixels = film(tmp_path / f"film{suffix}")
-    image, kind = common.read_image(tmp_path / f"film{suffix}")
-    assert (image.shape, image.dtype, kind) == ((224, 224), np.uint8, "8 bit grey")
+    image, shape, kind = common.read_image(tmp_path / f"film{suffix}")
+    assert (image.shape, image.dtype, shape, kind) == ((224, 224), np.uint8, (60, 40), "8 bit grey")
     assert np.array_equal(image, reference(pixels[..., 0]))
 
 
@@ -160,7 +187,7 @@ def test_jpeg(film, tmp_path):
 @pytest.mark.parametrize("bits", [12, 14, 16])
 def test_more_bits_are_scaled_by_the_depth_in_use(film, tmp_path, suffix, bits):
     pixels = film(tmp_path / f"film{suffix}", top=2**bits - 1, dtype=np.uint16)
-    image, kind = common.read_image(tmp_path / f"film{suffix}")
+    image, _, kind = common.read_image(tmp_path / f"film{suffix}")
     assert kind == ("16 bit grey" if bits == 16 else f"{bits} bit grey in 16")
     assert image.max() > 200, "a film that is read as black"
     eight = (pixels[..., 0] / (2**bits - 1) * 255).astype(np.float32)
@@ -170,19 +197,21 @@ def test_more_bits_are_scaled_by_the_depth_in_use(film, tmp_path, suffix, bits):
 @pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
 def test_colour_becomes_its_luminance(film, tmp_path, dtype, top):
     pixels = film(tmp_path / "film.png", top=top, dtype=dtype, channels=3)
-    image, kind = common.read_image(tmp_path / "film.png")
+    image, _, kind = common.read_image(tmp_path / "film.png")
     blue, green, red = np.moveaxis(pixels / top * 255, -1, 0)
     assert "colour" in kind
     luminance = (0.299 * red + 0.587 * green + 0.114 * blue).astype(np.float32)
     assert np.abs(image - reference(luminance)).max() <= 1.5
 
 
-def test_transparent_parts_are_black(tmp_path):
-    pixels = np.full((64, 64, 4), 200, np.uint8)
-    pixels[:, :32, 3], pixels[:, 32:, 3] = 0, 255
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_transparent_parts_are_black(tmp_path, dtype):
+    top = np.iinfo(dtype).max
+    pixels = np.full((64, 64, 4), round(200 / 255 * top), dtype)
+    pixels[:, :32, 3], pixels[:, 32:, 3] = 0, top
     cv2.imwrite(str(tmp_path / "film.png"), pixels)
-    image, kind = common.read_image(tmp_path / "film.png")
-    assert kind == "8 bit colour with alpha"
+    image, _, kind = common.read_image(tmp_path / "film.png")
+    assert kind == f"{8 * pixels.itemsize} bit colour with alpha"
     assert image[:, :100].max() == 0
     assert image[:, 124:].min() == 200
 
@@ -204,8 +233,8 @@ def test_all_bad_images_are_listed_at_once_and_before_training(record, film, tmp
 def test_images_come_in_the_order_of_the_table(record, film, tmp_path):
     for seed, name in enumerate(("benign/b.png", "benign/a.png", "malignant/c.png")):
         film(tmp_path / name, seed=seed)
-    table = find(record, tmp_path)
-    images = common.read_images(record, table)
+    table, images = common.read_images(record, find(record, tmp_path))
     assert images.shape == (3, 224, 224)
+    assert table[["height", "width"]].to_numpy().tolist() == [[60, 40]] * 3
     for path, image in zip(table["path"], images, strict=True):
         assert np.array_equal(image, common.read_image(tmp_path / path)[0])

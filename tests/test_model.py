@@ -1,6 +1,5 @@
 """Backbones, weights, freezing, metrics and Grad-CAM, each against a reference."""
 import hashlib
-import itertools
 import math
 from types import SimpleNamespace
 
@@ -8,7 +7,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn.metrics
 import tensorflow as tf
 
 import common
@@ -102,6 +100,16 @@ def test_batch_norm_of_a_random_backbone_trains_where_it_is_unfrozen(record):
     assert not same(weights["high_bn"])
 
 
+def test_the_head_and_the_layer_of_grad_cam(record, script):
+    model = common.build_model(record, script.build_backbone(), True, 0.5, 1e-4)
+    names = [type(layer).__name__ for layer in model.layers[-5:]]
+    assert names == ["GlobalAveragePooling2D", "Dense", "Dropout", "Dense", "Activation"]
+    assert model.get_layer("dropout").rate == common.DROPOUT
+    last = [layer for layer in model.layers[:-5] if not isinstance(layer, keras.layers.MaxPooling2D)][-1]
+    assert last.name == script.GRADCAM_LAYER
+    assert model.output_shape == (None, 1)
+
+
 # ---- weights -----------------------------------------------------------------------------------
 
 
@@ -126,8 +134,11 @@ def test_wrong_weights_files_are_refused(record, tmp_path):
     for name in ("text", "vgg16", "cut"):
         with pytest.raises(common.UserError, match=rf"WEIGHTS: .*{name}\.weights\.h5 holds no resnet50"):
             common.load_weights(record, resnet50.build_backbone(), tmp_path / f"{name}.weights.h5", URL, MD5)
-    with pytest.raises(common.UserError, match=r"WEIGHTS is .*no file"):
-        common.load_weights(record, tiny_backbone(), "nowhere.h5", URL, MD5)
+    tiny_backbone().save_weights(tmp_path / "tiny.weights.h5")
+    ignoring = tiny_backbone()
+    ignoring.load_weights = lambda file: None
+    with pytest.raises(common.UserError, match="leaves layers without weights"):
+        common.load_weights(record, ignoring, tmp_path / "tiny.weights.h5", URL, MD5)
 
 
 @pytest.fixture
@@ -153,6 +164,7 @@ def test_a_foreign_file_in_the_cache_is_named_and_kept(record, tmp_path, monkeyp
     cached = tmp_path / "models" / "weights.h5"
     cached.parent.mkdir()
     cached.write_text("mine")
+    record["note"] = "synthetic phantoms"
     with pytest.raises(common.UserError, match=str(cached)):
         common.load_weights(record, tiny_backbone(), "imagenet", URL, MD5)
     assert cached.read_text() == "mine"
@@ -174,44 +186,6 @@ def test_training_that_diverges_stops_with_a_sentence(record, learning_rate):
     dataset = tf.data.Dataset.from_tensors((images, np.array([0, 1, 0, 1])))
     with pytest.raises(common.UserError, match=r"left the finite numbers.*LEARNING_RATE"):
         common.train(record, model, dataset.repeat(5), dataset, 1, 5)
-
-
-# ---- metrics -----------------------------------------------------------------------------------
-
-
-def test_metrics_of_a_case_counted_by_hand():
-    labels = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
-    probabilities = np.array([0.9, 0.8, 0.5, 0.3, 0.7, 0.4, 0.3, 0.2, 0.1, 0.0])
-    metrics = common.measure(labels, probabilities)  # 0.5 is called malignant
-    assert metrics["confusion_matrix"] == {"tn": 5, "fp": 1, "fn": 1, "tp": 3}
-    assert metrics["accuracy"] == 8 / 10
-    assert metrics["precision"] == metrics["recall"] == metrics["f1"] == 3 / 4
-    assert metrics["specificity"] == 5 / 6
-    assert metrics["majority_baseline"] == 6 / 10
-    assert metrics["auc"] == pytest.approx((6 + 6 + 5 + 3.5) / 24)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_metrics_against_scikit_learn_and_brute_force(seed):
-    rng = np.random.default_rng(seed)
-    labels, probabilities = rng.integers(0, 2, 50), rng.integers(0, 11, 50) / 10
-    metrics, called = common.measure(labels, probabilities), probabilities >= 0.5
-    reference = sklearn.metrics.classification_report(labels, called, output_dict=True)
-    assert metrics["precision"] == pytest.approx(reference["1"]["precision"])
-    assert metrics["recall"] == pytest.approx(reference["1"]["recall"])
-    assert metrics["f1"] == pytest.approx(reference["1"]["f1-score"])
-    assert metrics["specificity"] == pytest.approx(reference["0"]["recall"])
-    assert metrics["accuracy"] == pytest.approx(reference["accuracy"])
-    pairs = list(itertools.product(probabilities[labels == 1], probabilities[labels == 0]))
-    wins = sum((p > n) + 0.5 * (p == n) for p, n in pairs)
-    assert metrics["auc"] == pytest.approx(wins / len(pairs))
-
-
-def test_metrics_where_one_class_is_never_predicted():
-    metrics = common.measure(np.array([0, 1, 1]), np.array([0.1, 0.2, 0.3]))
-    assert metrics["precision"] == metrics["recall"] == metrics["f1"] == 0
-    assert metrics["specificity"] == 1
-    assert metrics["majority_baseline"] == pytest.approx(2 / 3)
 
 
 # ---- Grad-CAM ----------------------------------------------------------------------------------
@@ -246,16 +220,16 @@ def test_gradcam_known_by_hand(red_and_green, gain):
     benign = np.zeros((4, 4))
     benign[3, 3] = 1
     for bias, expected in ((10 * gain, malignant), (-10 * gain, benign)):
-        cam = common.make_gradcam(two_channel_net(bias, gain), "maps", red_and_green)
+        cam = common.make_gradcam(two_channel_net(bias, gain), "maps", red_and_green, np.array([bias > 0]))
         assert np.allclose(cam[0], expected, atol=1e-5)
 
 
 def test_gradcam_without_positive_evidence_is_zero_and_said(red_and_green):
     red_and_green[..., 0] = 0  # nothing malignant, yet called so
-    cam = common.make_gradcam(two_channel_net(bias=10), "maps", red_and_green)
+    cam = common.make_gradcam(two_channel_net(bias=10), "maps", red_and_green, np.array([True]))
     assert np.array_equal(cam, np.zeros((1, 4, 4)))
     axes = common.Figure().subplots()
-    case = SimpleNamespace(image=np.full((224, 224), 9, np.uint8), cam=cam[0])
+    case = SimpleNamespace(image=np.full((224, 224), 9, np.uint8), cam=cam[0], boxes=np.empty((0, 4)))
     common.draw_heat(axes, case)
     assert [text.get_text() for text in axes.texts] == ["no positive evidence"]
 

@@ -16,28 +16,25 @@ FILES = {"settings.json", "split.csv", "history.csv", "training_curves.png", "me
          "confusion_matrix.png", "roc_curve.png", "gradcam", "grad_cam_example.png", "model.keras"}
 
 
-def run_script(name, folder, data, **constants):
-    """Run a script in a process of its own without a network; its console."""
-    constants = {"DATA_DIR": str(data), "OUTPUT_DIR": str(folder / "outputs"), "EPOCHS": 2} | constants
-    code = f"import common, {name}; vars({name}).update({constants!r}); common.run({name}.main)"
+def run_script(name, folder, **constants):
+    """Run a script as its user does, in a copy of the repository with edited constants and no network."""
+    for file in ("common.py", f"{name}.py", "data/phantoms/prepare.py"):
+        text = (REPOSITORY / file).read_text(encoding="utf-8")
+        for constant, value in ({"EPOCHS": 2, "BENIGN_PATIENTS": 8, "MALIGNANT_PATIENTS": 6} | constants).items():
+            text = re.sub(rf"^{constant} = .+?(?=  #)", f"{constant} = {value!r}", text, flags=re.MULTILINE)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text, encoding="utf-8")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    environment = os.environ | nowhere | {"PYTHONPATH": str(REPOSITORY), "KERAS_HOME": str(folder / "keras")}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True,
-                          text=True, encoding="utf-8", check=False)
-
-
-@pytest.fixture(scope="module")
-def data(phantoms, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    phantoms["make_phantoms"](folder, benign=8, malignant=6)
-    return folder
+    environment = os.environ | nowhere | {"KERAS_HOME": str(folder / "keras")}
+    return subprocess.run([sys.executable, folder / f"{name}.py"], cwd=folder.parent, env=environment,
+                          capture_output=True, text=True, encoding="utf-8", check=False)
 
 
 @pytest.fixture(scope="module", params=["resnet50", "vgg16"])
-def finished(request, data, tmp_path_factory):
-    """(name, console, run folder) of a run on 28 phantoms with random weights."""
+def finished(request, tmp_path_factory):
+    """(name, console, run folder) of a run on 28 phantoms that it makes first, with random weights."""
     folder = tmp_path_factory.mktemp(request.param)
-    process = run_script(request.param, folder, data)
+    process = run_script(request.param, folder)
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     (run,) = (path for path in (folder / "outputs").iterdir())
@@ -60,14 +57,18 @@ def test_the_files_agree_with_each_other(finished):
     name, _, run = finished
     split = pd.read_csv(run / "split.csv")
     assert split.columns[:4].tolist() == ["path", "label", "patient_id", "split"]
+    assert split["group"].equals(split["patient_id"]), "no two phantoms show the same picture"
     assert split.groupby("patient_id")["split"].nunique().max() == 1
     predictions = pd.read_csv(run / "predictions.csv")
     assert predictions.columns[:5].tolist() == ["path", "patient_id", "label", "probability", "predicted"]
     assert predictions["path"].tolist() == split.loc[split["split"] == "validation", "path"].tolist()
     metrics = json.loads((run / "metrics.json").read_text())
     truth = predictions["label"].eq("malignant").to_numpy(int)
-    measured = common.measure(truth, predictions["probability"].to_numpy())
+    probabilities = predictions["probability"].to_numpy()
+    groups = split.set_index("path").loc[predictions["path"], "group"]
+    measured, _ = common.measure(truth, probabilities, groups)
     assert {key: metrics[key] for key in measured} == measured
+    assert predictions["predicted"].eq("malignant").tolist() == (probabilities >= 0.5).tolist()
     assert metrics["validation_images"] == len(predictions)
     assert metrics["validation_patients"] == predictions["patient_id"].nunique()
     history = pd.read_csv(run / "history.csv")
@@ -95,9 +96,10 @@ def test_the_console_tells_the_story(finished):
         assert words in console
 
 
-def test_the_model_loads_in_plain_keras_and_takes_raw_images(finished, data):
+def test_the_model_loads_in_plain_keras_and_takes_raw_images(finished):
     _, _, run = finished
     predictions = pd.read_csv(run / "predictions.csv")
+    data = run.parent.parent / "data" / "phantoms"
     images = [common.read_image(data / path)[0] for path in predictions["path"]]
     np.save(run.parent / "images.npy", images)
     code = ("import keras, numpy, sys; images = numpy.load(sys.argv[2])[..., None].repeat(3, axis=-1);"
@@ -108,9 +110,9 @@ def test_the_model_loads_in_plain_keras_and_takes_raw_images(finished, data):
     assert np.allclose(json.loads(printed), predictions["probability"], atol=1e-5)
 
 
-def test_the_same_constants_give_the_same_bytes(finished, data, tmp_path):
+def test_the_same_constants_give_the_same_bytes(finished, tmp_path):
     name, _, run = finished
-    assert run_script(name, tmp_path, data).returncode == 0
+    assert run_script(name, tmp_path).returncode == 0
     (again,) = (tmp_path / "outputs").iterdir()
     assert again.name == run.name
     for file in ("predictions.csv", "metrics.json", "history.csv", "split.csv"):
@@ -136,11 +138,11 @@ def test_a_wrong_constant_stops_at_once_and_is_named(script, monkeypatch, name, 
 
 
 def test_a_user_error_is_one_sentence_without_a_traceback(tmp_path):
-    process = run_script("vgg16", tmp_path, tmp_path / "nothing")
+    process = run_script("vgg16", tmp_path, DATA_DIR="nothing")
     assert process.returncode == 1
     assert "DATA_DIR" in process.stderr
     assert "Traceback" not in process.stderr
-    assert not (tmp_path / "outputs").exists()
+    assert list((tmp_path / "outputs").iterdir()) == []
 
 
 def test_the_scripts_differ_in_their_backbone_only():
@@ -191,10 +193,24 @@ def test_a_failed_run_leaves_nothing_and_keeps_the_earlier_one(named, tmp_path):
     assert (run / "file").read_text() == "first"
     with common.run_folder(*named, tmp_path) as folder:
         (folder / "other").write_text("third")
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
     assert [path.name for path in run.iterdir()] == ["other"]
 
 
-def test_an_output_dir_that_cannot_be_written_stops_before_training(named, tmp_path):
+def test_a_run_that_fails_after_training_keeps_its_model_and_says_where(named, tmp_path, capsys):
+    with pytest.raises(ZeroDivisionError), common.run_folder(*named, tmp_path) as folder:
+        (folder / "model.keras").write_text("trained")
+        raise ZeroDivisionError
+    (kept,) = tmp_path.iterdir()
+    assert (kept / "new" / "model.keras").read_text() == "trained"
+    assert str(kept) in capsys.readouterr().out
+
+
+def test_an_output_dir_that_cannot_be_written_and_missing_weights_stop_at_once(script, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(common.UserError, match="OUTPUT_DIR"), common.run_folder(*named, tmp_path / "file"):
-        pass
+    monkeypatch.setattr(script, "OUTPUT_DIR", str(tmp_path / "file"))
+    with pytest.raises(common.UserError, match=r"^OUTPUT_DIR: nothing can be written"):
+        script.main()
+    monkeypatch.setattr(script, "WEIGHTS", "nowhere.h5")
+    with pytest.raises(common.UserError, match=r"^WEIGHTS is 'nowhere.h5', but there is no file"):
+        script.main()

@@ -19,7 +19,7 @@ def make_films(patients=60, malignant=0.4, mixed=0.0, seed=0):
             other = rng.random() < mixed
             rows.append((f"{patient}_{view}.png", common.CLASSES[int(label != other)], f"patient {patient}"))
     films = pd.DataFrame(rows, columns=["path", "label", "patient_id"]).sample(frac=1, random_state=seed)
-    return films.assign(split="", lesion_box="").reset_index(drop=True)
+    return films.assign(split="", lesion_box="", group=films["patient_id"]).reset_index(drop=True)
 
 
 # ---- split -------------------------------------------------------------------------------------
@@ -36,6 +36,13 @@ def test_no_patient_stands_on_both_sides_and_every_one_is_held_out_once(record, 
         assert set(split["label"][split["split"] == "validation"]) == set(common.CLASSES)
         held_out.update(split["path"][split["split"] == "validation"])
     assert held_out == Counter(dict.fromkeys(films["path"], 1))
+
+
+def test_the_seed_moves_the_split(record):
+    films = make_films()
+    split = common.split_patients(record, films, 0, 0)
+    assert split["split"].equals(common.split_patients(record, films, 0, 0)["split"])
+    assert not split["split"].equals(common.split_patients(record, films, 0, 1)["split"])
 
 
 def test_folds_keep_the_prevalence(record):
@@ -66,16 +73,19 @@ def test_a_given_split_is_kept_but_for_patients_on_both_sides(record):
     leak = films.index[films["patient_id"] == "patient 20"][0]
     films.loc[films["patient_id"] == "patient 20", "split"] = "train"
     films.loc[leak, "split"] = "validation"
-    split = common.split_patients(record, films, 3, 0)["split"]
-    assert split[leak] == "left out"
-    assert split.drop(leak).equals(films["split"].drop(leak))
-    assert any("1 validation images" in line for line in record["console"])
+    split = common.split_patients(record, films, 3, 0)
+    assert split["split"][leak] == "left out"
+    assert split["split"].drop(leak).equals(films["split"].drop(leak))
+    named = split.set_index("path").loc[split["trained_on"][leak]]
+    assert (named["patient_id"], named["split"]) == ("patient 20", "train")
+    assert split["trained_on"].drop(leak).isna().all()
+    assert any("1 of " in line and "trained on" in line for line in record["console"])
 
 
 def test_too_few_patients_and_one_sided_splits_are_refused(record):
     films = make_films(patients=20, malignant=0)
     films.loc[:2, "label"] = "malignant"
-    films.loc[:2, "patient_id"] = ["x", "y", "z"]
+    films.loc[:2, "patient_id"] = films.loc[:2, "group"] = ["x", "y", "z"]
     with pytest.raises(common.UserError, match="3 malignant patients, but 5 folds"):
         common.split_patients(record, films, 0, 0)
     films["split"] = np.where(films["label"] == "malignant", "train", "validation")
@@ -95,6 +105,13 @@ def test_an_epoch_is_balanced_and_shows_every_image(benign, malignant):
     shown = np.bincount(order, minlength=len(labels))
     for label, count in ((0, benign), (1, malignant)):
         assert set(shown[labels == label]) <= {majority // count, -(-majority // count)}
+
+
+def test_the_classes_of_an_epoch_are_mixed():
+    labels = np.repeat([0, 1], 100)
+    first_half = labels[common.draw_epoch(labels, 0, 0)][:100]
+    assert 30 < first_half.sum() < 70
+    assert 30 < np.abs(np.diff(first_half)).sum() < 70
 
 
 def test_epochs_differ_and_can_be_drawn_again():

@@ -28,7 +28,7 @@ MASS_CONTRAST = 0.15, 0.28  # how much brighter than its surroundings a mass is,
 SPICULES = 7, 12  # how many lines radiate from a malignant mass
 SPICULE_LENGTH = 1.35, 2.4  # in radii of the mass, from its centre
 SPICULE_CONTRAST = 0.35, 0.7  # of the contrast of the mass, where they are plain
-OCCULT = 0.4  # share of malignant patients whose mass looks nearly benign in one of their two views
+OCCULT = 0.5  # share of malignant patients whose mass looks nearly benign in one of their two views
 MICROCALCIFIED = 0.3  # share of malignant masses that hold microcalcifications
 # ------------------------------------------------------------------------------------------------
 
@@ -135,14 +135,14 @@ def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, 
         side = str(rng.choice(("LEFT", "RIGHT")))
         radius, contrast = rng.uniform(13, 24), rng.uniform(*MASS_CONTRAST)
         calcified = label == "malignant" and rng.random() < MICROCALCIFIED
-        number = patient - benign  # among the malignant ones: spread the occult views evenly over them
-        occult = (None, "CC", "MLO")[0 if int(number * OCCULT) == int((number + 1) * OCCULT) else 1 + number % 2]
+        occult = rng.choice(("CC", "MLO")) if patient % 10 < 10 * OCCULT else None
         for view in ("CC", "MLO"):
-            plainness = rng.uniform(0, 0.25) if view == occult else rng.uniform(0.75, 1)
-            plainness *= label == "malignant"
+            plainness = rng.uniform(0, 0.4) if view == occult else rng.uniform(0.75, 1)
+            plainness *= label == "malignant"  # 0 for a benign mass
             image, box = make_view(rng, view, side, plainness, radius, contrast, calcified)
             path = f"images/synthetic_{patient:04d}_{side}_{view}.png"
-            cv2.imwrite(str(folder / path), image)
+            if not cv2.imwrite(str(folder / path), image):
+                raise OSError(f"{folder / path} could not be written")
             rows.append((path, label, f"synthetic_{patient:04d}", ":".join(map(str, box))))
     table = pd.DataFrame(rows, columns=["path", "label", "patient_id", "lesion_box"])
     table.to_csv(folder / "labels.csv", index=False)

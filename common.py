@@ -5,9 +5,13 @@ start, find images, split, feed, build, train, evaluate, explain, report.
 Every stage takes `record` first, a dict that ends as settings.json: what a stage found, guessed,
 skipped or converted is printed once and kept in it.
 """
+import base64
 import contextlib
 import functools
 import hashlib
+import html
+import io
+import itertools
 import json
 import math
 import os
@@ -78,6 +82,14 @@ RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each,
 COPY_CORRELATION = 0.87  # of fingerprints: two patients of DDSM reach 0.80, 99 % of copies exceed 0.89
 IMAGE_SIZE = 224  # pixels, both ways
 REPLICATES = 2000  # of the bootstrap behind the intervals
+CLAIMED = {  # what the original work published for each backbone; not measured here
+    "accuracy": {"resnet50": 0.85, "vgg16": 0.83},
+    "precision": {"resnet50": 0.86, "vgg16": 0.84},
+    "recall": {"resnet50": 0.84, "vgg16": 0.82},
+    "f1": {"resnet50": 0.85, "vgg16": 0.83},
+    "specificity": {},
+    "auc": {},
+}
 THRESHOLD = 0.5  # probability of malignancy from which an image is called malignant
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
@@ -163,6 +175,10 @@ CONSTANTS = {  # what each may be: a check, and the words for it
     "BATCH_SIZE": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1"),
     "SEED": (lambda v: is_number(v, Integral) and 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
 }
+
+
+DEFAULTS = {"DATA_DIR": "data/phantoms", "OUTPUT_DIR": "outputs", "FOLD": 0, "WEIGHTS": "imagenet",
+            "UNFROZEN_FRACTION": 0.5, "EPOCHS": 7, "BATCH_SIZE": 13, "SEED": 0}  # as the scripts are delivered
 
 
 def start(constants):
@@ -854,6 +870,20 @@ def make_gradcam(model, layer, images, malignant):
     return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True)).numpy()
 
 
+def last_feature_maps(model):
+    """Name of the layer with the last feature maps that no pooling has made coarser yet."""
+    pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)
+    return next(layer.name for layer in reversed(model.layers)
+                if len(layer.output.shape) == 4 and not isinstance(layer, pooling))
+
+
+def lay_over(image, cam):
+    """The map on the image, uint8 (IMAGE_SIZE, IMAGE_SIZE, 3) RGB: strong evidence covers, weak shows through."""
+    heat = cv2.resize(cam, image.shape, interpolation=cv2.INTER_LINEAR)[..., None]
+    colour = matplotlib.colormaps["viridis"](heat[..., 0])[..., :3] * 255
+    return np.rint(image[..., None] * (1 - 0.6 * heat) + colour * 0.6 * heat).astype(np.uint8)
+
+
 def select_cases(predictions, most=4):
     """The rows of `predictions` to look at, with their outcome: up to `most` of each, surest first."""
     right = np.where(predictions["predicted"] == predictions["label"], "true_", "false_")
@@ -893,7 +923,7 @@ def play_pointing_game(films, maps, malignant):
 
 
 @stage
-def explain(record, model, layer, images, films, predictions, metrics):
+def explain(record, model, images, films, predictions, metrics):
     """The selected cases with their image, uint8 (IMAGE_SIZE, IMAGE_SIZE), Grad-CAM map, boxes and hit.
 
     Where held-out films have a lesion_box, the pointing game over all of them goes into `metrics`.
@@ -901,7 +931,7 @@ def explain(record, model, layer, images, films, predictions, metrics):
     malignant, maps = predictions["predicted"].eq("malignant").to_numpy(), []
     for batch in np.array_split(np.arange(len(predictions)), math.ceil(len(predictions) / 16)):
         shown = np.repeat(images[predictions.index[batch]][..., None], 3, axis=-1).astype(np.float32)
-        maps.append(make_gradcam(model, layer, shown, malignant[batch]))
+        maps.append(make_gradcam(model, last_feature_maps(model), shown, malignant[batch]))
     maps, held_out = np.concatenate(maps), films.loc[predictions.index]
     boxed = held_out["lesion_box"].ne("").to_numpy()
     hits = pd.Series("", index=predictions.index)
@@ -990,30 +1020,22 @@ def draw_roc_curve(record, predictions, metrics, band, path):
     save_figure(record, figure, path)
 
 
-def draw_image(axes, case):
-    """The image as the model sees it, its lesion boxes dashed."""
-    axes.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+def draw_case(axes, case, heat=False):
+    """The image as the model sees it, with the map laid over it or not; its lesion boxes are dashed."""
+    axes.imshow(lay_over(case.image, case.cam) if heat else case.image, cmap="gray", vmin=0, vmax=255)
     for left, top, width, height in case.boxes * IMAGE_SIZE:
         axes.add_patch(Rectangle((left, top), width, height, fill=False, ec="white", lw=0.8, ls="--"))
-
-
-def draw_heat(axes, case):
-    """Lay the map over the image: the stronger the evidence, the less of the image shows through."""
-    heat = cv2.resize(case.cam, case.image.shape, interpolation=cv2.INTER_LINEAR)
-    draw_image(axes, case)
-    if not heat.any():
+    if heat and not case.cam.any():
         axes.text(0.5, 0.05, "no positive evidence", transform=axes.transAxes, color="white", ha="center")
-    return axes.imshow(heat, cmap="viridis", vmin=0, vmax=1, alpha=0.6 * heat)
 
 
 def draw_overlay(record, case, path):
     """One case: the image, the map and the overlay side by side."""
     figure, panels = start_figure(record, 10, 4.3, columns=3)
-    draw_image(panels[0], case)
-    panels[1].imshow(case.cam, cmap="viridis", vmin=0, vmax=1)
-    bar = figure.colorbar(draw_heat(panels[2], case), ax=panels[2], shrink=0.8)
-    bar.set_label(f"evidence for {case.predicted}")
-    bar.solids.set_alpha(1)
+    draw_case(panels[0], case)
+    heat = panels[1].imshow(case.cam, cmap="viridis", vmin=0, vmax=1)
+    draw_case(panels[2], case, heat=True)
+    figure.colorbar(heat, ax=panels[2], shrink=0.8, label=f"evidence for {case.predicted}")
     titles = ("what the model sees", "Grad-CAM, {} x {}".format(*case.cam.shape), case.hit or "overlay")
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
@@ -1033,9 +1055,9 @@ def draw_sheet(record, cases, path):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         for case, image, overlay in zip(rows, panels[::2], panels[1::2], strict=False):
-            draw_image(image, case)
+            draw_case(image, case)
             image.set_title(case.label, fontsize=10)
-            draw_heat(overlay, case)
+            draw_case(overlay, case, heat=True)
             overlay.set_title(f"P(malignant) {case.probability:.2f}", fontsize=10)
     save_figure(record, figure, path)
 
@@ -1065,3 +1087,243 @@ def report(record, folder, films, history, predictions, metrics, band, cases):
 def save_model(record, model, folder):
     """Write model.keras, which plain Keras loads; it takes raw RGB images in 0..255."""
     model.save(folder / "model.keras")
+
+
+# ---- compare runs ------------------------------------------------------------------------------
+
+
+def read_runs(output_dir):
+    """The finished runs in OUTPUT_DIR by name: dicts of name, folder, settings, metrics, predictions."""
+    runs = []
+    for file in sorted(output_dir.glob("[!.]*/settings.json")):  # written last: the run is complete
+        run = {"name": file.parent.name, "folder": file.parent, "settings": json.loads(file.read_text("utf-8"))}
+        run["metrics"] = json.loads((file.parent / "metrics.json").read_text("utf-8"))
+        tables = [pd.read_csv(file.parent / name, dtype={"patient_id": str, "group": str})
+                  for name in ("predictions.csv", "split.csv")]
+        run["predictions"] = tables[0].merge(tables[1][["path", "group"]], on="path")
+        runs.append(run)
+    return runs
+
+
+def tabulate_runs(runs):
+    """A row per run: its settings, what it was measured on, and every metric with its interval."""
+    rows = []
+    for run in runs:
+        settings, metrics = run["settings"], run["metrics"]
+        row = {"run": run["name"], "backbone": settings["model"]["backbone"], "note": settings["note"]}
+        row |= {name.lower(): settings["constants"][name] for name in CONSTANTS if name != "OUTPUT_DIR"}
+        row |= {"images": metrics["validation_images"], "patients": metrics["validation_patients"]}
+        for name, (low, high) in metrics["ci95"].items():
+            row |= {name: metrics[name], f"{name}_low": low, f"{name}_high": high}
+        rows.append(row | {"minutes": round(sum(settings["seconds"].values()) / 60, 1)})
+    return pd.DataFrame(rows)
+
+
+def pool_folds(table):
+    """A row per setting of which several folds were run: mean and standard deviation over the folds."""
+    setting = ["backbone", "note", *(name.lower() for name in CONSTANTS if name not in ("OUTPUT_DIR", "FOLD"))]
+    rows = []
+    for values, folds in table.groupby(setting, dropna=False):
+        if folds["fold"].nunique() > 1:
+            row = dict(zip(setting, values, strict=True)) | {"folds": ", ".join(map(str, sorted(folds["fold"])))}
+            rows.append(row | {name: f"{folds[name].mean():.2f} ± {folds[name].std():.2f}" for name in CLAIMED})
+    return pd.DataFrame(rows)
+
+
+def compare_pairs(runs):
+    """A row per two runs with the same held-out images: the difference in AUC, with a paired bootstrap."""
+    rows = []
+    for one, other in itertools.combinations(runs, 2):
+        a, b = one["predictions"], other["predictions"]
+        if not a[["path", "label", "group"]].equals(b[["path", "label", "group"]]):
+            continue
+        labels = a["label"].eq("malignant").to_numpy(int)
+        weights = [np.ones((1, len(a))), *resample(a["group"], 0)]
+        exact, *drawn = [np.subtract(*(count_outcomes(labels, run["probability"].to_numpy(), weight)[2]["auc"]
+                                       for run in (a, b))) for weight in weights]
+        low, high = np.nanquantile(np.concatenate(drawn), (0.025, 0.975))
+        verdict = "no evidence of a difference" if low <= 0 <= high else "the first is better" if low > 0 else \
+            "the second is better"
+        rows.append({"first": one["name"], "second": other["name"], "patients": a["group"].nunique(),
+                     "difference in AUC": f"{exact[0]:+.2f} [{low:+.2f}, {high:+.2f}]", "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def draw_comparison(runs, table):
+    """Every metric of every run as a point with its 95 % interval; the published claims as dashed lines."""
+    figure = Figure((12, 2.2 + 0.35 * len(runs)), layout="constrained")
+    places = np.arange(len(runs))[::-1]
+    for axes, (name, claims) in zip(figure.subplots(1, len(CLAIMED), sharey=True), CLAIMED.items(), strict=True):
+        for backbone, style in (("resnet50", ("tab:blue", "o")), ("vgg16", ("tab:orange", "s"))):
+            rows = table["backbone"].eq(backbone).to_numpy()
+            low, value, high = (table.loc[rows, name + end] for end in ("_low", "", "_high"))
+            axes.errorbar(value, places[rows], xerr=[value - low, high - value], color=style[0], fmt=style[1],
+                          capsize=3, label=backbone)
+            if backbone in claims:
+                axes.axvline(claims[backbone], color=style[0], ls="--", lw=1, label=f"claimed for {backbone}")
+        axes.set(title=name, xlim=(-0.03, 1.03), yticks=places, ylim=(-0.6, len(runs) - 0.4))
+        axes.set_yticklabels(table["run"], fontsize=8)
+        axes.grid(axis="x", alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def draw_roc_curves(runs):
+    """The ROC curves of all runs over each other."""
+    figure = Figure((7, 6), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        sklearn.metrics.RocCurveDisplay.from_predictions(
+            run["predictions"]["label"], run["predictions"]["probability"], pos_label="malignant", ax=axes,
+            name=f"{run['name']}, fold {run['settings']['constants']['FOLD']}")
+    axes.plot([0, 1], [0, 1], "k--", lw=1, label="chance")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+    axes.legend(loc="lower right", fontsize=7)
+    return figure
+
+
+def embed(picture, alt):
+    """An <img> with the picture in it: the Path of a PNG, or a figure."""
+    if isinstance(picture, Figure):
+        buffer = io.BytesIO()
+        picture.savefig(buffer, dpi=120)
+        content = buffer.getvalue()
+    else:
+        content = picture.read_bytes()
+    data = base64.b64encode(content).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}">'
+
+
+def show_table(table, empty):
+    """A table as HTML that a narrow screen can scroll, its cells escaped, or a sentence where it has no row."""
+    if table.empty:
+        return f"<p>{empty}</p>"
+    return f'<div class="scroll" tabindex="0">{table.to_html(index=False, border=0)}</div>'
+
+
+def show_run(run):
+    """The section of a run, as HTML."""
+    settings, metrics, folder = run["settings"], run["metrics"], run["folder"]
+    backbone, note = settings["model"]["backbone"], settings["note"]
+    defaults = DEFAULTS | {"LEARNING_RATE": {"resnet50": 1e-4, "vgg16": 5e-5}[backbone]}
+    differs = [f"{name} = {value!r}" for name, value in settings["constants"].items() if value != defaults[name]]
+    side = settings["split"]
+    trust = [f"Split: {side['how']}."]
+    for of, words in (("train", "Trained on"), ("validation", "Held out")):
+        counts = [f"{n['images']} {name} images of {n['patients']} patients" for name, n in side[of].items()]
+        trust.append(f"{words}: {', '.join(counts)}.")
+    trust += [
+        "Patients known from: " + ", ".join(f"{of} ({n} images)" for of, n in settings["patients_from"].items())
+        + f"; {settings['copies']['images']} images show the same picture as another and stay with it.",
+        f"Weights: {settings['weights']['origin']}. {settings['model']['unfrozen_layers']} of"
+        f" {settings['model']['layers']} layers trained, batch norm: {settings['model']['batch_norm']}.",
+        "Nothing was chosen on the held-out side: fixed epochs, the weights of the last one, threshold 0.5.",
+    ]
+    if (folder / "leaks.csv").is_file():
+        trust.append("Left out of the metrics: validation images of what is trained on, see leaks.csv.")
+    values = pd.DataFrame([(name.replace("_", " "), with_interval(metrics, name)) for name in metrics["ci95"]],
+                          columns=["metric", "value [95 % interval]"])
+    for name, game in metrics.get("pointing_game", {}).items():
+        trust.append(f"Grad-CAM peak in the lesion box: {game['hits']} of {game['images']}"
+                     f" {name.replace('_', ' ')} ({game['share']:.2f}; by chance {game['chance']:.2f}).")
+    outcomes = "{tn} true negatives, {fp} false positives, {fn} false negatives, {tp} true positives"
+    pictures = (("confusion_matrix", "confusion matrix: " + outcomes.format(**metrics["confusion_matrix"])),
+                ("roc_curve", f"ROC curve, AUC {with_interval(metrics, 'auc')}"),
+                ("training_curves", "loss and accuracy of every epoch, training and validation"),
+                ("grad_cam_example", "Grad-CAM overlays of the most confident held-out cases, by outcome"))
+    return "\n".join([
+        f'<section id="{html.escape(run["name"])}"><h2>{html.escape(run["name"])}</h2>',
+        f'<p class="badge">{html.escape(note)}</p>' if note else "",
+        f"<p>Settings that differ from the defaults: {html.escape(', '.join(differs) or 'none')}.</p>",
+        show_table(values, ""),
+        "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in trust) + "</ul>",
+        '<div class="pictures">', *(embed(folder / f"{name}.png", alt) for name, alt in pictures), "</div>",
+        "</section>"])
+
+
+def compare(output_dir):
+    """Write runs.csv and report.html into OUTPUT_DIR, from the run folders that are in it now."""
+    output_dir = locate(output_dir)
+    runs = read_runs(output_dir)
+    table = tabulate_runs(runs)
+    columns = ["run", "backbone", "note", "unfrozen_fraction", "fold", "seed", "images", "patients", "minutes"]
+    shown = table[columns].assign(
+        **{name: [with_interval(run["metrics"], name) for run in runs] for name in CLAIMED})
+    pooled = pool_folds(table).drop(columns=["data_dir", "weights"], errors="ignore")
+    parts = {
+        "COMPARISON": embed(draw_comparison(runs, table), "every metric of every run with its 95 % interval; the"
+                            " same numbers stand in the table"),
+        "CURVES": embed(draw_roc_curves(runs), "ROC curves of all runs over each other"),
+        "RUNS": show_table(shown, ""),
+        "POOLED": show_table(pooled, "No setting has been run on several folds yet."),
+        "PAIRS": show_table(compare_pairs(runs), "No two runs held out the same images yet."),
+        "SECTIONS": "\n".join(map(show_run, runs)),
+    }
+    page = PAGE
+    for name, part in parts.items():
+        page = page.replace(f"<!--{name}-->", part)
+    for name, text in (("runs.csv", table.to_csv(index=False, lineterminator="\n")), ("report.html", page)):
+        aside = output_dir / f".{name}.{os.getpid()}"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(output_dir / name)
+
+
+# ---- one new image -----------------------------------------------------------------------------
+
+
+def predict(model_path, image_path):
+    """(probability, overlay) of one film: P(malignant), and its Grad-CAM, uint8 (224, 224, 3) RGB.
+
+    The film is read as in training. Raises UserError where it, or the model, cannot be.
+    """
+    try:
+        model = keras.models.load_model(locate(model_path))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{locate(model_path)} cannot be loaded as a model: {error}") from error
+    image, _, _ = read_image(locate(image_path))
+    pixels = np.repeat(image[None, ..., None], 3, axis=-1).astype(np.float32)
+    probability = float(model.predict(pixels, verbose=0)[0, 0])
+    cam = make_gradcam(model, last_feature_maps(model), pixels, np.array([probability >= THRESHOLD]))
+    return probability, lay_over(image, cam[0])
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Mammograms: benign or malignant</title>
+<style>
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.6rem; text-align: left; border-bottom: 1px solid #8886; white-space: nowrap; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+.scroll img { max-width: none; width: max(100%, 60rem); }
+.badge { display: inline-block; background: #b22222; color: #fff; padding: 0.1rem 0.6rem; border-radius: 0.3rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+.pictures img:nth-child(n+3) { grid-column: 1 / -1; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 0.3rem; }
+section { border-top: 2px solid #8886; margin-top: 2rem; }
+@media print { body { max-width: none; } section { break-before: page; } td, th { white-space: normal; } }
+</style>
+</head>
+<body>
+<main>
+<h1>Mammograms: benign or malignant</h1>
+<p><strong>Research software, not for clinical use.</strong> Every interval is a 95 % bootstrap interval over
+patients, not images. Dashed lines are claims of the original work, not measured here.</p>
+<div class="scroll" tabindex="0"><!--COMPARISON--></div>
+<!--RUNS-->
+<h2>Folds of one setting, mean ± standard deviation</h2>
+<!--POOLED-->
+<h2>Two settings on the same held-out patients</h2>
+<p>AUC of the first minus AUC of the second, resampling the same patients for both.</p>
+<!--PAIRS-->
+<h2>ROC curves</h2>
+<!--CURVES-->
+<!--SECTIONS-->
+</main>
+</body>
+</html>
+"""

@@ -25,7 +25,6 @@ BATCH_SIZE = 13  # images a step; fewer where memory is short
 SEED = 0  # of the split, the new weights, the order, the augmentation and the dropout
 # ------------------------------------------------------------------------------------------------
 
-GRADCAM_LAYER = "conv5_block3_out"  # the last feature maps, 7 x 7
 IMAGENET_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 IMAGENET_URL = (
     "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
@@ -55,9 +54,10 @@ def main():
         history = common.train(record, model, training, validation, EPOCHS, steps)
         common.save_model(record, model, folder)
         predictions, metrics, band = common.evaluate(record, model, validation, films)
-        cases = common.explain(record, model, GRADCAM_LAYER, images, films, predictions, metrics)
+        cases = common.explain(record, model, images, films, predictions, metrics)
         common.report(record, folder, films, history, predictions, metrics, band, cases)
         common.save_json(record, folder / "settings.json")
+    common.compare(OUTPUT_DIR)
     return common.locate(record["run_folder"])
 
 

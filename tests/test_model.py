@@ -105,8 +105,9 @@ def test_the_head_and_the_layer_of_grad_cam(record, script):
     names = [type(layer).__name__ for layer in model.layers[-5:]]
     assert names == ["GlobalAveragePooling2D", "Dense", "Dropout", "Dense", "Activation"]
     assert model.get_layer("dropout").rate == common.DROPOUT
-    last = [layer for layer in model.layers[:-5] if not isinstance(layer, keras.layers.MaxPooling2D)][-1]
-    assert last.name == script.GRADCAM_LAYER
+    maps = {"resnet50": ("conv5_block3_out", (7, 7)), "vgg16": ("block5_conv3", (14, 14))}[script.__name__]
+    assert common.last_feature_maps(model) == maps[0]
+    assert model.get_layer(maps[0]).output.shape[1:3] == maps[1]
     assert model.output_shape == (None, 1)
 
 
@@ -230,7 +231,7 @@ def test_gradcam_without_positive_evidence_is_zero_and_said(red_and_green):
     assert np.array_equal(cam, np.zeros((1, 4, 4)))
     axes = common.Figure().subplots()
     case = SimpleNamespace(image=np.full((224, 224), 9, np.uint8), cam=cam[0], boxes=np.empty((0, 4)))
-    common.draw_heat(axes, case)
+    common.draw_case(axes, case, heat=True)
     assert [text.get_text() for text in axes.texts] == ["no positive evidence"]
 
 

@@ -164,21 +164,18 @@ def is_number(value, kind=Real):
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-CONSTANTS = {  # what each may be: a check, and the words for it
-    "DATA_DIR": (is_path, "the path of a folder in quotes"),
-    "OUTPUT_DIR": (is_path, "the path of a folder in quotes"),
-    "FOLD": (lambda v: is_number(v, Integral) and 0 <= v < FOLDS, f"a whole number from 0 to {FOLDS - 1}"),
-    "WEIGHTS": (lambda v: v is None or is_path(v), '"imagenet", None or the path of a weights file'),
-    "UNFROZEN_FRACTION": (lambda v: is_number(v) and 0 < v <= 1, "a share above 0 up to 1, such as 0.5"),
-    "LEARNING_RATE": (lambda v: is_number(v) and 0 < v < math.inf, "a number above 0, such as 1e-4"),
-    "EPOCHS": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1"),
-    "BATCH_SIZE": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1"),
-    "SEED": (lambda v: is_number(v, Integral) and 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
+CONSTANTS = {  # what each may be: a check, the words for it, and the value as delivered
+    "DATA_DIR": (is_path, "the path of a folder in quotes", "data/phantoms"),
+    "OUTPUT_DIR": (is_path, "the path of a folder in quotes", "outputs"),
+    "FOLD": (lambda v: is_number(v, Integral) and 0 <= v < FOLDS, f"a whole number from 0 to {FOLDS - 1}", 0),
+    "WEIGHTS": (lambda v: v is None or is_path(v), '"imagenet", None or the path of a weights file', "imagenet"),
+    "UNFROZEN_FRACTION": (lambda v: is_number(v) and 0 < v <= 1, "a share above 0 up to 1, such as 0.5", 0.5),
+    "LEARNING_RATE": (lambda v: is_number(v) and 0 < v < math.inf, "a number above 0, such as 1e-4",
+                      {"resnet50": 1e-4, "vgg16": 5e-5}),
+    "EPOCHS": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1", 7),
+    "BATCH_SIZE": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1", 13),
+    "SEED": (lambda v: is_number(v, Integral) and 0 <= v < 2**31, "a whole number from 0 to 2147483647", 0),
 }
-
-
-DEFAULTS = {"DATA_DIR": "data/phantoms", "OUTPUT_DIR": "outputs", "FOLD": 0, "WEIGHTS": "imagenet",
-            "UNFROZEN_FRACTION": 0.5, "EPOCHS": 7, "BATCH_SIZE": 13, "SEED": 0}  # as the scripts are delivered
 
 
 def start(constants):
@@ -187,7 +184,7 @@ def start(constants):
     constants: globals() of a script, read now so that whoever imports the script may set them first.
     Raises UserError that names the constant with a wrong value.
     """
-    for name, (is_right, words) in CONSTANTS.items():
+    for name, (is_right, words, _) in CONSTANTS.items():
         if not is_right(constants[name]):
             raise UserError(f"{name} is {constants[name]!r}, but has to be {words}.")
     weights, output_dir = constants["WEIGHTS"], locate(constants["OUTPUT_DIR"])
@@ -456,7 +453,7 @@ def group_copies(record, films, images):
 
     def find_root(index):
         while root[index] != index:
-            index = root[index]
+            root[index] = index = root[root[index]]
         return index
 
     for one, other in [*pairs, *enumerate(siblings)]:
@@ -1093,15 +1090,23 @@ def save_model(record, model, folder):
 
 
 def read_runs(output_dir):
-    """The finished runs in OUTPUT_DIR by name: dicts of name, folder, settings, metrics, predictions."""
+    """The finished runs in OUTPUT_DIR by name: dicts of name, folder, settings, metrics, predictions, section.
+
+    A folder that cannot be read, such as one of another version, is said and left out.
+    """
     runs = []
     for file in sorted(output_dir.glob("[!.]*/settings.json")):  # written last: the run is complete
-        run = {"name": file.parent.name, "folder": file.parent, "settings": json.loads(file.read_text("utf-8"))}
-        run["metrics"] = json.loads((file.parent / "metrics.json").read_text("utf-8"))
-        tables = [pd.read_csv(file.parent / name, dtype={"patient_id": str, "group": str})
-                  for name in ("predictions.csv", "split.csv")]
-        run["predictions"] = tables[0].merge(tables[1][["path", "group"]], on="path")
-        runs.append(run)
+        folder = file.parent
+        try:
+            run = {"name": folder.name, "folder": folder, "settings": json.loads(file.read_text("utf-8"))}
+            run["metrics"] = json.loads((folder / "metrics.json").read_text("utf-8"))
+            tables = [pd.read_csv(folder / name, dtype={"patient_id": str, "group": str})
+                      for name in ("predictions.csv", "split.csv")]
+            run["predictions"] = tables[0].merge(tables[1][["path", "group"]], on="path")
+            run["section"] = show_run(run)
+            runs.append(run)
+        except (OSError, ValueError, KeyError) as error:
+            print(f"{'skipped':<11} {shorten(folder)} in the comparison: {type(error).__name__} {error}")
     return runs
 
 
@@ -1132,20 +1137,22 @@ def pool_folds(table):
 
 def compare_pairs(runs):
     """A row per two runs with the same held-out images: the difference in AUC, with a paired bootstrap."""
+    aucs = {}  # exact, then of the same resampled patients for every run
+    for run in runs:
+        table = run["predictions"]
+        labels, probabilities = table["label"].eq("malignant").to_numpy(int), table["probability"].to_numpy()
+        weights = [np.ones((1, len(table))), *resample(table["group"], 0)]
+        aucs[run["name"]] = np.concatenate([count_outcomes(labels, probabilities, w)[2]["auc"] for w in weights])
     rows = []
     for one, other in itertools.combinations(runs, 2):
-        a, b = one["predictions"], other["predictions"]
-        if not a[["path", "label", "group"]].equals(b[["path", "label", "group"]]):
-            continue
-        labels = a["label"].eq("malignant").to_numpy(int)
-        weights = [np.ones((1, len(a))), *resample(a["group"], 0)]
-        exact, *drawn = [np.subtract(*(count_outcomes(labels, run["probability"].to_numpy(), weight)[2]["auc"]
-                                       for run in (a, b))) for weight in weights]
-        low, high = np.nanquantile(np.concatenate(drawn), (0.025, 0.975))
-        verdict = "no evidence of a difference" if low <= 0 <= high else "the first is better" if low > 0 else \
-            "the second is better"
-        rows.append({"first": one["name"], "second": other["name"], "patients": a["group"].nunique(),
-                     "difference in AUC": f"{exact[0]:+.2f} [{low:+.2f}, {high:+.2f}]", "verdict": verdict})
+        held_out = [run["predictions"][["path", "label", "group"]] for run in (one, other)]
+        if held_out[0].equals(held_out[1]):
+            exact, *drawn = aucs[one["name"]] - aucs[other["name"]]
+            low, high = np.nanquantile(drawn, (0.025, 0.975))
+            better = "the first is better" if low > 0 else "the second is better"
+            rows.append({"first": one["name"], "second": other["name"], "patients": held_out[0]["group"].nunique(),
+                         "difference in AUC": f"{exact:+.2f} [{low:+.2f}, {high:+.2f}]",
+                         "verdict": "no evidence of a difference" if low <= 0 <= high else better})
     return pd.DataFrame(rows)
 
 
@@ -1205,7 +1212,8 @@ def show_run(run):
     """The section of a run, as HTML."""
     settings, metrics, folder = run["settings"], run["metrics"], run["folder"]
     backbone, note = settings["model"]["backbone"], settings["note"]
-    defaults = DEFAULTS | {"LEARNING_RATE": {"resnet50": 1e-4, "vgg16": 5e-5}[backbone]}
+    defaults = {name: default for name, (_, _, default) in CONSTANTS.items()}
+    defaults["LEARNING_RATE"] = defaults["LEARNING_RATE"][backbone]
     differs = [f"{name} = {value!r}" for name, value in settings["constants"].items() if value != defaults[name]]
     side = settings["split"]
     trust = [f"Split: {side['how']}."]
@@ -1221,8 +1229,9 @@ def show_run(run):
     ]
     if (folder / "leaks.csv").is_file():
         trust.append("Left out of the metrics: validation images of what is trained on, see leaks.csv.")
-    values = pd.DataFrame([(name.replace("_", " "), with_interval(metrics, name)) for name in metrics["ci95"]],
-                          columns=["metric", "value [95 % interval]"])
+    values = [(name.replace("_", " "), with_interval(metrics, name)) for name in metrics["ci95"]]
+    values.insert(1, ("accuracy of always answering the majority", f"{metrics['majority_baseline']:.2f}"))
+    values = pd.DataFrame(values, columns=["metric", "value [95 % interval]"])
     for name, game in metrics.get("pointing_game", {}).items():
         trust.append(f"Grad-CAM peak in the lesion box: {game['hits']} of {game['images']}"
                      f" {name.replace('_', ' ')} ({game['share']:.2f}; by chance {game['chance']:.2f}).")
@@ -1245,6 +1254,8 @@ def compare(output_dir):
     """Write runs.csv and report.html into OUTPUT_DIR, from the run folders that are in it now."""
     output_dir = locate(output_dir)
     runs = read_runs(output_dir)
+    if not runs:
+        return
     table = tabulate_runs(runs)
     columns = ["run", "backbone", "note", "unfrozen_fraction", "fold", "seed", "images", "patients", "minutes"]
     shown = table[columns].assign(
@@ -1257,7 +1268,7 @@ def compare(output_dir):
         "RUNS": show_table(shown, ""),
         "POOLED": show_table(pooled, "No setting has been run on several folds yet."),
         "PAIRS": show_table(compare_pairs(runs), "No two runs held out the same images yet."),
-        "SECTIONS": "\n".join(map(show_run, runs)),
+        "SECTIONS": "\n".join(run["section"] for run in runs),
     }
     page = PAGE
     for name, part in parts.items():

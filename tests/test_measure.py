@@ -137,3 +137,35 @@ def test_pointing_at_the_middle_is_no_better_than_chance():
     _, game = common.play_pointing_game(films, maps, np.ones(200, bool))
     assert game["images"]["share"] == pytest.approx(game["images"]["chance"], abs=0.08)
     assert game["images"]["chance"] > 1.5 * 25**2 / 100**2, "the share of the area would flatter it"
+
+
+def test_shuffled_weights_do_not_point_at_the_mass(phantoms):
+    """The sanity check of Adebayo et al. (2018), on a filter whose maps are known to answer to masses."""
+    keras = common.keras
+    rng = np.random.default_rng(0)
+    rows, images = [], []
+    for number in range(24):
+        view = phantoms["make_view"](np.random.default_rng((2, number)), "CC", "LEFT", 0, 16, 0.5, False)
+        images.append(common.cv2.resize(view[0], (224, 224), interpolation=common.cv2.INTER_AREA))
+        rows.append((":".join(map(str, view[1])), phantoms["WIDTH"], phantoms["HEIGHT"]))
+    films = pd.DataFrame(rows, columns=["lesion_box", "width", "height"])
+    pixels = np.repeat(np.stack(images)[..., None], 3, axis=-1).astype(np.float32)
+    y, x = np.mgrid[-8:9, -8:9]
+    disc, ring = np.hypot(x, y) < 3.5, (np.hypot(x, y) >= 4.5) & (np.hypot(x, y) < 8)
+    kernel = disc / disc.sum() - ring / ring.sum()  # a mass is brighter than what surrounds it
+
+    def play(kernel):
+        inputs = keras.Input((224, 224, 3))
+        small = keras.layers.AveragePooling2D(4)(inputs)
+        maps = keras.layers.Conv2D(1, 17, padding="same", activation="relu", name="maps")
+        logit = keras.layers.Dense(1, name="logit")
+        model = keras.Model(inputs, logit(keras.layers.GlobalAveragePooling2D()(maps(small))))
+        maps.set_weights([np.repeat(kernel[..., None, None], 3, axis=2), np.full(1, -20.0)])
+        logit.set_weights([np.ones((1, 1)), np.zeros(1)])
+        cams = common.make_gradcam(model, "maps", pixels, np.ones(24, bool))
+        return common.play_pointing_game(films, cams, np.ones(24, bool))[1]["images"]
+
+    trained = play(kernel)
+    shuffled = [play(rng.permutation(kernel.ravel()).reshape(kernel.shape)) for _ in range(5)]
+    assert trained["share"] > trained["chance"] + 0.4
+    assert np.mean([game["share"] - game["chance"] for game in shuffled]) < 0.2

@@ -123,6 +123,15 @@ def test_runs_csv_is_rebuilt_from_the_folders(write_run, tmp_path):
     assert pd.read_csv(tmp_path / "runs.csv")["run"].tolist() == ["vgg16-unfrozen50-aaaaaa"]
 
 
+def test_a_folder_that_cannot_be_read_is_said_and_left_out(write_run, tmp_path, capsys):
+    write_run("vgg16-unfrozen50-aaaaaa")
+    broken = write_run("vgg16-unfrozen50-bbbbbb")
+    (broken / "metrics.json").write_text("{}")
+    common.compare(tmp_path)
+    assert pd.read_csv(tmp_path / "runs.csv")["run"].tolist() == ["vgg16-unfrozen50-aaaaaa"]
+    assert "vgg16-unfrozen50-bbbbbb in the comparison: KeyError" in capsys.readouterr().out
+
+
 def test_folds_of_one_setting_are_pooled_and_settings_are_not(write_run, tmp_path):
     folders = [write_run(f"vgg16-unfrozen50-{n}", fold=n, seed=n) for n in range(3)]
     write_run("vgg16-unfrozen60-3", UNFROZEN_FRACTION=0.6)
@@ -133,15 +142,15 @@ def test_folds_of_one_setting_are_pooled_and_settings_are_not(write_run, tmp_pat
 
 
 def test_two_settings_on_the_same_patients(write_run, tmp_path):
-    write_run("a", skill=2.0)
-    write_run("b", skill=0.0, seed=1)
-    write_run("c", skill=2.0, seed=2)
-    write_run("d", prefix="another")
+    write_run("vgg16-a", skill=2.0)
+    write_run("vgg16-b", skill=0.0, seed=1)
+    write_run("vgg16-c", skill=2.0, seed=2)
+    write_run("vgg16-d", prefix="another")
     pairs = common.compare_pairs(common.read_runs(tmp_path)).set_index(["first", "second"])
-    assert sorted(pairs.index) == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert pairs.loc[("a", "b"), "verdict"] == "the first is better"
-    assert pairs.loc[("b", "c"), "verdict"] == "the second is better"
-    assert pairs.loc[("a", "c"), "verdict"] == "no evidence of a difference"
+    assert sorted(pairs.index) == [("vgg16-a", "vgg16-b"), ("vgg16-a", "vgg16-c"), ("vgg16-b", "vgg16-c")]
+    assert pairs.loc[("vgg16-a", "vgg16-b"), "verdict"] == "the first is better"
+    assert pairs.loc[("vgg16-b", "vgg16-c"), "verdict"] == "the second is better"
+    assert pairs.loc[("vgg16-a", "vgg16-c"), "verdict"] == "no evidence of a difference"
 
 
 class Page(HTMLParser):

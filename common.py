@@ -1257,10 +1257,10 @@ def compare(output_dir):
     if not runs:
         return
     table = tabulate_runs(runs)
-    columns = ["run", "backbone", "note", "unfrozen_fraction", "fold", "seed", "images", "patients", "minutes"]
+    columns = ["run", "data_dir", "note", "unfrozen_fraction", "fold", "seed", "images", "patients", "minutes"]
     shown = table[columns].assign(
         **{name: [with_interval(run["metrics"], name) for run in runs] for name in CLAIMED})
-    pooled = pool_folds(table).drop(columns=["data_dir", "weights"], errors="ignore")
+    pooled = pool_folds(table).drop(columns="weights", errors="ignore")
     parts = {
         "COMPARISON": embed(draw_comparison(runs, table), "every metric of every run with its 95 % interval; the"
                             " same numbers stand in the table"),

@@ -905,13 +905,13 @@ def play_pointing_game(films, maps, malignant):
     """
     rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[1:])
     x, y = (columns + 0.5) / maps.shape[2], (rows + 0.5) / maps.shape[1]
-    inside = np.zeros((len(films), len(films)), bool)  # of the boxes of row i: the peak of map j
-    for boxes, hit in zip(map(read_boxes, films.itertuples()), inside, strict=True):
-        for left, top, width, height in boxes:
-            hit |= (left <= x) & (x <= left + width) & (top <= y) & (y <= top + height)
-    inside[:, ~maps.any(axis=(1, 2))] = False
-    hits = inside.diagonal().copy()
-    chance = (inside.sum(axis=1) - hits) / max(1, len(films) - 1)
+    hits, chance, found = np.zeros(len(films), bool), np.zeros(len(films)), maps.any(axis=(1, 2))
+    for row, film in enumerate(films.itertuples()):
+        inside = np.zeros(len(films), bool)  # the peaks of all images, in the boxes of this one
+        for left, top, width, height in read_boxes(film):
+            inside |= found & (left <= x) & (x <= left + width) & (top <= y) & (y <= top + height)
+        hits[row] = inside[row]
+        chance[row] = (inside.sum() - inside[row]) / max(1, len(films) - 1)
     groups = {"images": np.ones(len(films), bool), "true_positives": malignant}
     game = {name: {"images": int(of.sum()), "hits": int(hits[of].sum()), "share": float(hits[of].mean()),
                    "chance": float(chance[of].mean())}
@@ -939,11 +939,10 @@ def explain(record, model, images, films, predictions, metrics):
         for name, game in metrics["pointing_game"].items():
             say(record, "pointing", f"the Grad-CAM peak is in the lesion box of {game['hits']} of {game['images']}"
                 f" {name.replace('_', ' ')} ({game['share']:.2f}; by chance {game['chance']:.2f})")
-    places = {index: place for place, index in enumerate(predictions.index)}
     cases = select_cases(predictions).assign(hit=hits)
-    return cases.assign(image=[images[index] for index in cases.index],
-                        cam=[maps[places[index]] for index in cases.index],
-                        boxes=[read_boxes(film) for film in held_out.loc[cases.index].itertuples()])
+    boxes = [read_boxes(film) for film in held_out.loc[cases.index].itertuples()]
+    shown = predictions.index.get_indexer(cases.index)
+    return cases.assign(image=list(images[cases.index]), cam=list(maps[shown]), boxes=boxes)
 
 
 # ---- report ------------------------------------------------------------------------------------

@@ -246,3 +246,25 @@ def test_the_surest_cases_of_every_outcome_are_shown():
         group = table[(table["label"] == label) & (table["predicted"] == called)]
         expected = sorted(group["probability"], key=lambda p: -abs(p - 0.5))[:4]
         assert cases.loc[cases["outcome"] == outcome, "probability"].tolist() == expected
+
+
+def test_the_shown_cases_carry_their_own_image_map_and_boxes(record):
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((224, 224, 3))
+    maps = keras.layers.Conv2D(3, 32, strides=32, activation="relu", name="maps")(inputs / 255)
+    logit = keras.layers.Dense(1, name="logit")(keras.layers.GlobalAveragePooling2D()(maps))
+    model = keras.Model(inputs, keras.layers.Activation("sigmoid")(logit))
+    images = rng.integers(0, 256, (30, 224, 224), np.uint8)
+    films = pd.DataFrame({"lesion_box": [f"{n}:0:10:10" for n in range(30)], "width": 100, "height": 50})
+    held_out = np.arange(5, 30)  # the places in the table are not the places in the validation side
+    predictions = pd.DataFrame({"label": rng.choice(common.CLASSES, 25), "probability": rng.random(25)}, held_out)
+    predictions["predicted"] = np.take(common.CLASSES, predictions["probability"] >= 0.5)
+    metrics = {}
+    cases = common.explain(record, model, images, films, predictions, metrics)
+    for index, case in zip(cases.index, cases.itertuples(), strict=True):
+        assert np.array_equal(case.image, images[index])
+        pixels = np.repeat(images[index][None, ..., None], 3, axis=-1).astype(np.float32)
+        cam = common.make_gradcam(model, "maps", pixels, np.array([case.predicted == "malignant"]))[0]
+        assert np.allclose(case.cam, cam, atol=1e-4)
+        assert case.boxes.tolist() == [[index / 100, 0, 0.1, 0.2]]
+    assert metrics["pointing_game"]["images"]["images"] == 25

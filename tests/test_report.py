@@ -20,12 +20,16 @@ NASTY = "benign/a <b>&\"'$x$ é.png"
 def write_run(record, tmp_path):
     """Write a run folder as main() does, from made-up probabilities; returns it."""
 
-    def write(name="vgg16-unfrozen50-aaaaaa", fold=0, skill=1.0, note="", seed=0, prefix="film", **constants):
+    def write(name="vgg16-unfrozen50-aaaaaa", fold=0, skill=1.0, note="", seed=0, prefix="film", leak=None,
+              **constants):
         rng = np.random.default_rng(seed)
         films = pd.DataFrame({"path": [NASTY, *(f"{prefix}_{n}.png" for n in range(39))]})
         films["label"] = np.take(common.CLASSES, np.arange(40) % 2)
         films["patient_id"] = films["group"] = [f"{n // 2:03d}" for n in range(40)]
         films = films.assign(split="validation", lesion_box="10:10:50:50", width=100, height=100)
+        if leak:
+            films["trained_on"] = leak
+            films.loc[39, "split"] = "left out"
         labels = np.arange(40) % 2
         probabilities = np.clip(0.5 + skill * (labels - 0.5) * 0.3 + 0.2 * rng.standard_normal(40), 0, 1)
         predictions = films[["path", "patient_id", "label"]].assign(
@@ -103,6 +107,12 @@ def test_the_overlay_covers_where_the_map_is_strong_and_shows_through_where_it_i
     assert overlay[-1, -1].tolist() == [100, 100, 100]
     yellow = np.array(common.matplotlib.colormaps["viridis"](1.0)[:3]) * 255
     assert np.allclose(overlay[0, 0], 0.4 * 100 + 0.6 * yellow, atol=1)
+
+
+def test_what_was_left_out_is_listed_with_what_it_copies(write_run):
+    assert not (write_run() / "leaks.csv").exists()
+    leaks = pd.read_csv(write_run("vgg16-unfrozen50-bbbbbb", leak="film_3.png") / "leaks.csv")
+    assert leaks[["path", "trained_on"]].to_numpy().tolist() == [["film_38.png", "film_3.png"]]
 
 
 # ---- runs.csv and report.html ------------------------------------------------------------------

@@ -1305,9 +1305,11 @@ PAGE = """<!doctype html>
 <title>Mammograms: benign or malignant</title>
 <style>
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem;
+  overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: left; border-bottom: 1px solid #8886; white-space: nowrap; }
+section td { white-space: normal; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 .scroll img { max-width: none; width: max(100%, 60rem); }
 .badge { display: inline-block; background: #b22222; color: #fff; padding: 0.1rem 0.6rem; border-radius: 0.3rem; }

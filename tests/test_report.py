@@ -192,7 +192,7 @@ def test_the_page_is_self_contained_and_escaped(write_run, tmp_path):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_the_screen(write_run, tmp_path, width):
     for number in range(3):
-        write_run(f"vgg16-unfrozen50-{number}", fold=number)
+        write_run(f"vgg16-unfrozen50-{number}", fold=number, DATA_DIR="/a_very_long_name" * 20)
     common.compare(tmp_path)
     (tmp_path / "frame.html").write_text(
         f'<iframe id="page" src="report.html" width="{width}" height="800" onload="let d ='

@@ -87,7 +87,7 @@ def test_proposals_in_blocks_find_what_brute_force_finds(films):
     prints = common.fingerprint(images, [film.shape for film in pictures])
     every = np.array([(a, b) for a in range(20) for b in range(20) if a != b])
     brute = every[common.correlate(*prints[every.T]) >= common.COPY_CORRELATION]
-    found = common.find_pairs(prints, block=7)
+    found = common.find_pairs(prints, common.COPY_CORRELATION, block=7)
     assert set(map(tuple, found)) == set(map(tuple, brute))
     assert {(n, n + 10) for n in range(10)} <= set(map(tuple, found))
 

@@ -1202,11 +1202,14 @@ def embed(picture, alt):
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}">'
 
 
+REGION = 'tabindex="0" role="region" aria-label="scrollable"'  # so that a keyboard reaches what is wide
+
+
 def show_table(table, empty):
     """A table as HTML that a narrow screen can scroll, its cells escaped, or a sentence where it has no row."""
     if table.empty:
         return f"<p>{empty}</p>"
-    return f'<div class="scroll" tabindex="0">{table.to_html(index=False, border=0)}</div>'
+    return f'<div class="scroll" {REGION}>{table.to_html(index=False, border=0)}</div>'
 
 
 def show_run(run):
@@ -1307,8 +1310,8 @@ PAGE = """<!doctype html>
 <title>Mammograms: benign or malignant</title>
 <style>
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem;
-  overflow-wrap: anywhere; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; }
+p, li, h2 { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: left; border-bottom: 1px solid #8886; white-space: nowrap; }
 section td { white-space: normal; }
@@ -1319,7 +1322,13 @@ section td { white-space: normal; }
 .pictures img:nth-child(n+3) { grid-column: 1 / -1; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 0.3rem; }
 section { border-top: 2px solid #8886; margin-top: 2rem; }
-@media print { body { max-width: none; } section { break-before: page; } td, th { white-space: normal; } }
+@page { size: A4 landscape; margin: 1cm; }
+@media print {
+  body { max-width: none; font-size: 12px; }
+  table { font-size: 8px; } th, td { white-space: normal; padding: 0.1rem 0.3rem; }
+  .scroll { overflow: visible; } .scroll img { width: 100%; }
+  img { max-height: 17cm; width: auto; } section { break-before: page; } tr, img { break-inside: avoid; }
+}
 </style>
 </head>
 <body>
@@ -1327,7 +1336,7 @@ section { border-top: 2px solid #8886; margin-top: 2rem; }
 <h1>Mammograms: benign or malignant</h1>
 <p><strong>Research software, not for clinical use.</strong> Every interval is a 95 % bootstrap interval over
 patients, not images. Dashed lines are claims of the original work, not measured here.</p>
-<div class="scroll" tabindex="0"><!--COMPARISON--></div>
+<div class="scroll" tabindex="0" role="region" aria-label="scrollable"><!--COMPARISON--></div>
 <!--RUNS-->
 <h2>Folds of one setting, mean ± standard deviation</h2>
 <!--POOLED-->

@@ -1,6 +1,7 @@
 """What resnet50.py and vgg16.py share, in the order in which the data flows:
 
-start, find images, split, feed, build, train, evaluate, explain, report.
+start, find images, find copies, split, feed, build, train, evaluate, explain, report, compare runs;
+and predict, for one new image.
 
 Every stage takes `record` first, a dict that ends as settings.json: what a stage found, guessed,
 skipped or converted is printed once and kept in it.

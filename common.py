@@ -877,6 +877,11 @@ def last_feature_maps(model):
                 if len(layer.output.shape) == 4 and not isinstance(layer, pooling))
 
 
+def to_rgb(images):
+    """Grey uint8 (B, H, W) as the model takes it: float32 (B, H, W, 3) in 0..255, three equal channels."""
+    return np.repeat(images[..., None], 3, axis=-1).astype(np.float32)
+
+
 def lay_over(image, cam):
     """The map on the image, uint8 (IMAGE_SIZE, IMAGE_SIZE, 3) RGB: strong evidence covers, weak shows through."""
     heat = cv2.resize(cam, image.shape, interpolation=cv2.INTER_LINEAR)[..., None]
@@ -922,6 +927,13 @@ def play_pointing_game(films, maps, malignant):
     return hits, game
 
 
+def describe_game(metrics):
+    """Sentences on the pointing game, for all images and the true positives; none where it was not played."""
+    return [f"the Grad-CAM peak is in the lesion box of {game['hits']} of {game['images']}"
+            f" {name.replace('_', ' ')} ({game['share']:.2f}; by chance {game['chance']:.2f})"
+            for name, game in metrics.get("pointing_game", {}).items()]
+
+
 @stage
 def explain(record, model, images, films, predictions, metrics):
     """The selected cases with their image, uint8 (IMAGE_SIZE, IMAGE_SIZE), Grad-CAM map, boxes and hit.
@@ -929,9 +941,10 @@ def explain(record, model, images, films, predictions, metrics):
     Where held-out films have a lesion_box, the pointing game over all of them goes into `metrics`.
     """
     malignant, maps = predictions["predicted"].eq("malignant").to_numpy(), []
+    layer = last_feature_maps(model)
     for batch in np.array_split(np.arange(len(predictions)), math.ceil(len(predictions) / 16)):
-        shown = np.repeat(images[predictions.index[batch]][..., None], 3, axis=-1).astype(np.float32)
-        maps.append(make_gradcam(model, last_feature_maps(model), shown, malignant[batch]))
+        pixels = to_rgb(images[predictions.index[batch]])
+        maps.append(make_gradcam(model, layer, pixels, malignant[batch]))
     maps, held_out = np.concatenate(maps), films.loc[predictions.index]
     boxed = held_out["lesion_box"].ne("").to_numpy()
     hits = pd.Series("", index=predictions.index)
@@ -939,9 +952,8 @@ def explain(record, model, images, films, predictions, metrics):
         right = malignant & predictions["label"].eq("malignant").to_numpy()
         found, metrics["pointing_game"] = play_pointing_game(held_out[boxed], maps[boxed], right[boxed])
         hits[boxed] = np.where(found, "peak inside the lesion box", "peak outside the lesion box")
-        for name, game in metrics["pointing_game"].items():
-            say(record, "pointing", f"the Grad-CAM peak is in the lesion box of {game['hits']} of {game['images']}"
-                f" {name.replace('_', ' ')} ({game['share']:.2f}; by chance {game['chance']:.2f})")
+        for sentence in describe_game(metrics):
+            say(record, "pointing", sentence)
     cases = select_cases(predictions).assign(hit=hits)
     boxes = [read_boxes(film) for film in held_out.loc[cases.index].itertuples()]
     shown = predictions.index.get_indexer(cases.index)
@@ -1203,14 +1215,14 @@ def embed(picture, alt):
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}">'
 
 
-REGION = 'tabindex="0" role="region" aria-label="scrollable"'  # so that a keyboard reaches what is wide
+def scroll(content):
+    """HTML that may be wider than the screen, which a finger and a keyboard can scroll."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="scrollable">{content}</div>'
 
 
 def show_table(table, empty):
-    """A table as HTML that a narrow screen can scroll, its cells escaped, or a sentence where it has no row."""
-    if table.empty:
-        return f"<p>{empty}</p>"
-    return f'<div class="scroll" {REGION}>{table.to_html(index=False, border=0)}</div>'
+    """A table as HTML, its cells escaped, or a sentence where it has no row."""
+    return f"<p>{empty}</p>" if table.empty else scroll(table.to_html(index=False, border=0))
 
 
 def show_run(run):
@@ -1237,9 +1249,7 @@ def show_run(run):
     values = [(name.replace("_", " "), with_interval(metrics, name)) for name in metrics["ci95"]]
     values.insert(1, ("accuracy of always answering the majority", f"{metrics['majority_baseline']:.2f}"))
     values = pd.DataFrame(values, columns=["metric", "value [95 % interval]"])
-    for name, game in metrics.get("pointing_game", {}).items():
-        trust.append(f"Grad-CAM peak in the lesion box: {game['hits']} of {game['images']}"
-                     f" {name.replace('_', ' ')} ({game['share']:.2f}; by chance {game['chance']:.2f}).")
+    trust += [f"Pointing game: {sentence}." for sentence in describe_game(metrics)]
     outcomes = "{tn} true negatives, {fp} false positives, {fn} false negatives, {tp} true positives"
     pictures = (("confusion_matrix", "confusion matrix: " + outcomes.format(**metrics["confusion_matrix"])),
                 ("roc_curve", f"ROC curve, AUC {with_interval(metrics, 'auc')}"),
@@ -1267,8 +1277,8 @@ def compare(output_dir):
         **{name: [with_interval(run["metrics"], name) for run in runs] for name in CLAIMED})
     pooled = pool_folds(table).drop(columns="weights", errors="ignore")
     parts = {
-        "COMPARISON": embed(draw_comparison(runs, table), "every metric of every run with its 95 % interval; the"
-                            " same numbers stand in the table"),
+        "COMPARISON": scroll(embed(draw_comparison(runs, table), "every metric of every run with its 95 %"
+                                   " interval; the same numbers stand in the table")),
         "CURVES": embed(draw_roc_curves(runs), "ROC curves of all runs over each other"),
         "RUNS": show_table(shown, ""),
         "POOLED": show_table(pooled, "No setting has been run on several folds yet."),
@@ -1297,7 +1307,7 @@ def predict(model_path, image_path):
     except (ValueError, OSError) as error:
         raise UserError(f"{locate(model_path)} cannot be loaded as a model: {error}") from error
     image, _, _ = read_image(locate(image_path))
-    pixels = np.repeat(image[None, ..., None], 3, axis=-1).astype(np.float32)
+    pixels = to_rgb(image[None])
     probability = float(model.predict(pixels, verbose=0)[0, 0])
     cam = make_gradcam(model, last_feature_maps(model), pixels, np.array([probability >= THRESHOLD]))
     return probability, lay_over(image, cam[0])
@@ -1337,7 +1347,7 @@ section { border-top: 2px solid #8886; margin-top: 2rem; }
 <h1>Mammograms: benign or malignant</h1>
 <p><strong>Research software, not for clinical use.</strong> Every interval is a 95 % bootstrap interval over
 patients, not images. Dashed lines are claims of the original work, not measured here.</p>
-<div class="scroll" tabindex="0" role="region" aria-label="scrollable"><!--COMPARISON--></div>
+<!--COMPARISON-->
 <!--RUNS-->
 <h2>Folds of one setting, mean ± standard deviation</h2>
 <!--POOLED-->

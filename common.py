@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import html
+import inspect
 import io
 import itertools
 import json
@@ -83,6 +84,9 @@ RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each,
 COPY_CORRELATION = 0.87  # of fingerprints: two patients of DDSM reach 0.80, 99 % of copies exceed 0.89
 RESHAPED_CORRELATION = 0.95  # of those of the squashed image: turned films share corners, and reach 0.88
 IMAGE_SIZE = 224  # pixels, both ways
+THUMB = 256  # longer side, in pixels, of the film in which the breast is found
+BORDER = 20  # of these pixels at most: a white border is no wider
+SURROUNDINGS = 0.5  # of a lesion, each way, as a share of its longer side
 REPLICATES = 2000  # of the bootstrap behind the intervals
 CLAIMED = {  # what the original work published for each backbone; not measured here
     "accuracy": {"resnet50": 0.85, "vgg16": 0.83},
@@ -93,7 +97,8 @@ CLAIMED = {  # what the original work published for each backbone; not measured 
     "auc": {},
 }
 THRESHOLD = 0.5  # probability of malignancy from which an image is called malignant
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", *DICOM_SUFFIXES)
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
 PATIENT_PATTERNS = {  # how public collections write the patient into the name of a file or folder
@@ -105,7 +110,7 @@ LAYOUTS = """
   DATA_DIR/benign.../ and DATA_DIR/malignant.../  with images anywhere below
   DATA_DIR/train/ and DATA_DIR/val/               with such class folders in each
   DATA_DIR/labels.csv                             with columns path,label[,patient_id,split,lesion_box]
-Images end in .png, .jpg, .jpeg, .tif, .tiff, .pgm or .bmp. data/README.md says where to get some."""
+Images are PNG, JPEG, TIFF, PGM, BMP or DICOM files. data/README.md says where to get some."""
 
 
 class UserError(Exception):
@@ -169,6 +174,7 @@ def is_number(value, kind=Real):
 CONSTANTS = {  # what each may be: a check, the words for it, and the value as delivered
     "DATA_DIR": (is_path, "the path of a folder in quotes", "data/phantoms"),
     "OUTPUT_DIR": (is_path, "the path of a folder in quotes", "outputs"),
+    "CROP": (lambda v: v in ("breast", "lesion", None), '"breast", "lesion" or None', "breast"),
     "FOLD": (lambda v: is_number(v, Integral) and 0 <= v < FOLDS, f"a whole number from 0 to {FOLDS - 1}", 0),
     "WEIGHTS": (lambda v: v is None or is_path(v), '"imagenet", None or the path of a weights file', "imagenet"),
     "UNFROZEN_FRACTION": (lambda v: is_number(v) and 0 < v <= 1, "a share above 0 up to 1, such as 0.5", 0.5),
@@ -221,6 +227,25 @@ def start(constants):
 # ---- find images -------------------------------------------------------------------------------
 
 
+def is_dicom(path):
+    """Whether a file is DICOM: by its name, or by its first bytes where its name is no image's."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return suffix in DICOM_SUFFIXES
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def import_pydicom():
+    """The module pydicom, which only those with DICOM files need. Raises UserError where it is missing."""
+    try:
+        import pydicom.pixels
+    except ModuleNotFoundError as error:
+        raise UserError("DICOM files need one more package: pip install pydicom") from error
+    warnings.filterwarnings("ignore", module="pydicom")  # of tags that no one here reads
+    return pydicom
+
+
 def read_folders(record, root):
     """Table of the images in class folders: path, label, split ("" where the folders give none)."""
     below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
@@ -240,7 +265,7 @@ def read_folders(record, root):
                     skipped["links to folders"] += 1
                 elif path.is_dir() or "/." in name or path.name.lower() in SYSTEM_FILES:
                     continue
-                elif path.suffix.lower() in IMAGE_SUFFIXES:
+                elif path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path):
                     rows.append((name, label, split))
                 else:
                     skipped[path.suffix.lower() or "files without suffix"] += 1
@@ -286,13 +311,35 @@ def read_labels(record, file):
     return table if "split" in table else table.assign(split="")
 
 
-def name_patients(record, table):
-    """The table with every patient_id filled in: as given, read from the path, or the path itself."""
-    patients = table["patient_id"] if "patient_id" in table else pd.Series("", index=table.index)
-    sources = pd.Series(np.where(patients == "", "", "labels.csv"), index=table.index)
+def read_patient_id(path):
+    """PatientID of a DICOM file, "" where there is none."""
+    try:
+        return str(import_pydicom().dcmread(path, specific_tags=["PatientID"]).get("PatientID") or "").strip()
+    except Exception:  # whatever is wrong with the file: it is listed with all others when they are read
+        return ""
+
+
+def name_patients(record, table, folder):
+    """The table with every patient_id filled in: as given, read from the path, of DICOM, or the path itself.
+
+    A PatientID may be a hospital's: only a number of it is kept, unless it is that of a public collection.
+    """
+    patients, sources = (pd.Series("", table.index, dtype=object) for _ in range(2))
+
+    def fill(source, found):
+        empty = found.index[(found != "") & (patients[found.index] == "")]
+        patients[empty], sources[empty] = found[empty], source
+
+    fill("labels.csv", table.get("patient_id", patients.copy()))
     for scheme, pattern in PATIENT_PATTERNS.items():
-        found = table["path"].str.extract(pattern)[0].where(patients == "").dropna()
-        patients, sources = found.combine_first(patients), sources.mask(sources.index.isin(found.index), scheme)
+        fill(scheme, table["path"].str.extract(pattern)[0].dropna())
+    dicoms = [index for index in table.index[patients == ""] if is_dicom(folder / table["path"][index])]
+    with ThreadPoolExecutor() as pool:
+        tags = pd.Series(list(pool.map(read_patient_id, folder / table["path"][dicoms])), dicoms, dtype=object)
+    tags = tags[tags != ""]
+    for pattern in PATIENT_PATTERNS.values():
+        fill("PatientID", tags.str.extract(pattern)[0].dropna())
+    fill("PatientID", pd.Series([f"dicom_{code + 1:05d}" for code in pd.factorize(tags)[0]], tags.index))
     record["patients_from"] = sources.replace("", "nowhere").value_counts().to_dict()
     for source, count in record["patients_from"].items():
         say(record, "patients", f"of {count} images known from {source}" if source != "nowhere" else
@@ -322,75 +369,171 @@ def find_images(record, data_dir):
     if all(Path(path).name.startswith("synthetic_") for path in table["path"]):
         record["note"] = "synthetic phantoms"
         say(record, "SYNTHETIC", "*** phantoms, no patients: the results say nothing about mammograms ***")
-    table = name_patients(record, table).assign(lesion_box=table.get("lesion_box", ""))
+    if any(is_dicom(folder / path) for path in table["path"]):
+        import_pydicom()  # or stop here, before anything is read
+    table = table.sort_values("path", ignore_index=True)
+    table = name_patients(record, table, folder).assign(lesion_box=table.get("lesion_box", ""))
     record["patients"] = "patients" if "nowhere" not in record["patients_from"] else "patients (some unknown)"
     patients = f"{table['patient_id'].nunique()} {record['patients']}"
     say(record, "data", f"{shorten(folder)}: {len(table)} images of {patients}")
-    return table.sort_values("path", ignore_index=True)
+    return table
 
 
-def read_image(path):
-    """One image file as ((IMAGE_SIZE, IMAGE_SIZE) uint8 grey, (height, width) in pixels, format in words).
+# ---- read images -------------------------------------------------------------------------------
 
-    Files of 16 bits often hold fewer, and a 12-bit film read as 16 is black: the depth is the smallest
-    of 8, 12, 14 and 16 bits that holds the brightest pixel. What is transparent becomes black.
-    Raises UserError with the reason.
+
+def guess_depth(grey):
+    """The smallest of 8, 12, 14 and 16 bits that holds the brightest pixel: a 12-bit film read as 16 is black."""
+    return next(bits for bits in (8, 12, 14, 16) if grey.max() < 2**bits)
+
+
+def read_dicom(path):
+    """(grey, depth, words) of a DICOM file, as its window or VOI LUT shows it: uint16 (H, W), black to bright.
+
+    depth: bits of the full scale. Raises UserError where it holds no single grey image, or one that is
+    compressed in a way for which no decoder is installed.
     """
+    pydicom = import_pydicom()
     try:
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (cv2.error, OSError) as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from error
+        data = pydicom.dcmread(path)
+    except pydicom.errors.InvalidDicomError as error:
+        raise UserError("not a DICOM file") from error
+    kind = data.get("SOPClassUID", pydicom.uid.UID("")).name or "of unknown class"
+    frames, photometric = int(data.get("NumberOfFrames") or 1), data.get("PhotometricInterpretation")
+    if "PixelData" not in data:
+        raise UserError(f"a DICOM object without an image ({kind})")
+    if frames > 1:
+        raise UserError(f"a DICOM object of {frames} frames ({kind}); only single images can be used")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or data.BitsStored > 16:
+        raise UserError(f"a DICOM image in {photometric} of {data.BitsStored} bits ({kind}), not in grey of 16")
+    syntax = data.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not pydicom.pixels.get_decoder(syntax).is_available:
+        plugin = "openjpeg" if "2000" in syntax.name else "libjpeg"
+        raise UserError(f"compressed as {syntax.name}: pip install pylibjpeg pylibjpeg-{plugin}")
+    pixels, bits = data.pixel_array, data.BitsStored
+    lowest = -(2 ** (bits - 1)) if data.PixelRepresentation else 0
+    values = pydicom.pixels.apply_modality_lut(pixels, data)
+    shown, words = pydicom.pixels.apply_voi_lut(values, data), ""
+    if shown is values:
+        grey = (pixels.astype(np.int32) - lowest).astype(np.uint16)
+        depth = bits if bits < 16 and grey.max() < 2**bits else guess_depth(grey)
+    else:
+        words = " with VOI LUT" if data.get("VOILUTSequence") else " with window"
+        if tables := data.get("VOILUTSequence") or data.get("ModalityLUTSequence"):
+            low, high = 0, 2 ** tables[0].LUTDescriptor[2] - 1
+        else:
+            ends = np.array([lowest, lowest + 2**bits - 1])
+            low, high = sorted(pydicom.pixels.apply_modality_lut(ends, data))
+        grey, depth = np.rint((shown - low) * (65535 / (high - low))).clip(0, 65535).astype(np.uint16), 16
+    if photometric == "MONOCHROME1":
+        grey = np.uint16(2**depth - 1) - grey
+    return grey, depth, f"{bits} bit DICOM {photometric}{words}"
+
+
+def read_picture(path):
+    """(grey, depth, words) of a file that OpenCV reads: uint8 or uint16 (H, W), what is transparent black."""
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise UserError("not an image that OpenCV can read")
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(f"its pixels are {pixels.dtype}; save it with 8 or 16 bits")
-    kind, grey = "grey", pixels.reshape(*pixels.shape[:2], -1)
-    if grey.shape[2] >= 3:
-        kind, grey = "colour", cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
+    grey, words = pixels.reshape(*pixels.shape[:2], -1)[..., 0], "grey"
+    if pixels.ndim == 3 and pixels.shape[2] >= 3:
+        grey, words = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY), "colour"
         if pixels.shape[2] == 4:
-            kind = "colour with alpha"
+            words = "colour with alpha"
             grey = (grey * (pixels[..., 3] / np.iinfo(pixels.dtype).max)).astype(pixels.dtype)
+    depth, container = guess_depth(grey), 8 * grey.dtype.itemsize
+    return grey, depth, f"{depth} bit {words}" + (f" in {container}" if depth < container else "")
+
+
+def read_film(path):
+    """(grey, depth, words) of any image file: uint8 or uint16 (H, W), bits of the full scale, format in words.
+
+    Raises UserError with the reason.
+    """
+    try:
+        grey, depth, words = read_dicom(path) if is_dicom(path) else read_picture(path)
+    except UserError:
+        raise
+    except Exception as error:  # OpenCV and pydicom raise whatever the file leads them to
+        raise UserError((str(error).strip() or repr(error)).splitlines()[-1]) from error
     if grey.min() == grey.max():
         raise UserError("all its pixels are equal")
-    depth = next(bits for bits in (8, 12, 14, 16) if grey.max() < 2**bits)
-    container = 8 * pixels.dtype.itemsize
-    kind = f"{depth} bit {kind}" + (f" in {container}" if depth < container else "")
-    small = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
-    return np.rint(small * (255 / (2**depth - 1))).astype(np.uint8), pixels.shape[:2], kind
+    return grey, depth, words
 
 
-@stage
-def read_images(record, films):
-    """(films, images): the table with height and width in pixels, and its images in its order.
+def find_breast(grey, depth):
+    """The largest bright component of a film: uint8 (H, W), 1 in the breast, 0 in labels, tape and borders.
 
-    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE), grey. Raises one UserError that lists every file that
-    cannot be read.
+    It is looked for in a film of THUMB pixels. An opening cuts what ties labels to the breast. Where
+    nothing is left, all is breast.
     """
-    folder = locate(record["constants"]["DATA_DIR"])
+    scale = THUMB / max(grey.shape)
+    size = [max(1, round(side * scale)) for side in reversed(grey.shape)]
+    thumb = cv2.resize(grey, size, interpolation=cv2.INTER_AREA) * (255 / (2**depth - 1))
+    thumb = cv2.medianBlur(np.rint(thumb).astype(np.uint8), 5)
+    otsu, _ = cv2.threshold(thumb, 0, 255, cv2.THRESH_OTSU)
+    bright, white = thumb > 0.4 * otsu, thumb >= 0.97 * thumb.max()  # the skin is darker than Otsu's threshold
+    for turns in range(4):  # a border is white from its edge inwards and soon ends, white tissue goes on
+        run = np.logical_and.accumulate(np.rot90(white, turns))
+        np.rot90(bright, turns)[run & (run.sum(axis=0) <= BORDER)] = False
+    bright = np.pad(bright, BORDER).astype(np.uint8)  # an opening does not work along the edges
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
+    bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, disc)[BORDER:-BORDER, BORDER:-BORDER]
+    outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return np.ones(grey.shape, np.uint8)
+    largest = max(outlines, key=cv2.contourArea)
+    breast = cv2.drawContours(np.zeros(bright.shape, np.uint8), [largest], -1, 1, cv2.FILLED)
+    return cv2.resize(breast, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
 
-    def read_or_explain(path):
-        try:
-            return read_image(folder / path)
-        except UserError as error:
-            return None, (0, 0), f"{path}: {error}"
 
-    with ThreadPoolExecutor() as pool:  # OpenCV decodes outside Python's lock
-        images, shapes, words = zip(*pool.map(read_or_explain, films["path"]), strict=True)
-    if bad := [reason for image, reason in zip(images, words, strict=True) if image is None]:
-        raise UserError(f"{len(bad)} of {len(films)} images cannot be used: mend or remove {list_some(bad)}")
-    record["formats"] = dict(Counter(words).most_common())
-    say(record, "images", "read as " + ", ".join(f"{n} x {kind}" for kind, n in record["formats"].items()))
-    heights, widths = zip(*shapes, strict=True)
-    return films.assign(height=heights, width=widths), np.stack(images)
+def read_boxes(lesion_box):
+    """The boxes of a lesion_box: int (K, 4), x, y, width and height in pixels of the film."""
+    return np.array([box.split(":") for box in lesion_box.split("|") if box], int).reshape(-1, 4)
 
 
-# ---- find copies -------------------------------------------------------------------------------
+def cut_square(grey, left, top, side):
+    """A square of a film scaled to (IMAGE_SIZE, IMAGE_SIZE), black where it reaches beyond the film."""
+    scale, square = IMAGE_SIZE / side, np.zeros((IMAGE_SIZE, IMAGE_SIZE), grey.dtype)
+    part = grey[max(0, top) : top + side, max(0, left) : left + side]
+    row, column = round(max(0, -top) * scale), round(max(0, -left) * scale)
+    height, width = (max(1, round(side * scale)) for side in part.shape)
+    height, width = min(height, IMAGE_SIZE - row), min(width, IMAGE_SIZE - column)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    square[row : row + height, column : column + width] = cv2.resize(part, (width, height), interpolation=how)
+    return square
 
 
-def fingerprint(images, shapes):
-    """The texture on circles around the centre of each picture: complex64 (N, RINGS, WAVES), of norm 1.
+def crop_film(grey, depth, crop, lesion_box):
+    """(image, cut): what `crop` keeps of a film as (IMAGE_SIZE, IMAGE_SIZE), and where it lay in the film.
 
-    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); shapes: the (height, width) in which a circle is round.
+    crop: the constant CROP; cut: left, top, width and height in pixels, which may reach beyond the film.
+    """
+    if crop is None:
+        height, width = grey.shape
+        return cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA), (0, 0, width, height)
+    if crop == "breast":
+        breast = find_breast(grey, depth)
+        grey = grey * breast
+        left, top, width, height = cv2.boundingRect(breast)
+        side = max(width, height)
+    else:
+        boxes = read_boxes(lesion_box)
+        left, top = boxes[:, :2].min(axis=0).tolist()
+        width, height = ((boxes[:, :2] + boxes[:, 2:]).max(axis=0) - (left, top)).tolist()
+        side = math.ceil(max(width, height) * (1 + 2 * SURROUNDINGS))
+    left, top = left - (side - width) // 2, top - (side - height) // 2
+    if left >= grey.shape[1] or top >= grey.shape[0] or left + side <= 0 or top + side <= 0:
+        raise UserError("its lesion_box lies outside the film of {1} x {0} pixels".format(*grey.shape))
+    return cut_square(grey, left, top, side), (left, top, side, side)
+
+
+def fingerprint(image, shape):
+    """The texture on circles around the centre of a picture: complex64 (RINGS, WAVES), of norm 1.
+
+    image: uint8 (IMAGE_SIZE, IMAGE_SIZE); shape: the (height, width) in which a circle is round.
     Turning a picture shifts the phases of its circles, mirroring it turns them round. The waves are
     whitened, as the amplitude of tissue falls with frequency ** -1.5, and what stands out is damped, so
     that texture tells pictures apart and not the outline that all breasts share.
@@ -398,19 +541,152 @@ def fingerprint(images, shapes):
     angles = 2 * np.pi * np.arange(ANGLES) / ANGLES
     radii = (np.arange(RINGS) + 0.5)[:, None] / RINGS / 2  # of the shorter side
     waves, half = np.arange(1, WAVES + 1), IMAGE_SIZE / 2 - 0.5
-    prints = np.empty((len(images), RINGS, WAVES), np.complex64)
-    for image, (height, width), found in zip(images, shapes, prints, strict=True):
-        across, down = (IMAGE_SIZE * min(height, width) / side for side in (width, height))
-        x = (half + across * radii * np.cos(angles)).astype(np.float32)
-        y = (half + down * radii * np.sin(angles)).astype(np.float32)
-        smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=across / 100, sigmaY=down / 100)
-        spectrum = np.fft.rfft(cv2.remap(smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-        spectrum[:, 1 : WAVES + 1] *= waves**1.5
-        spectrum[:, 0], spectrum[:, WAVES + 1 :] = 0, 0
-        texture = np.fft.irfft(spectrum, ANGLES)
-        texture = np.tanh(texture / (np.abs(texture).mean(axis=1, keepdims=True) + 1e-6)) * np.sqrt(radii)
-        found[:] = np.fft.rfft(texture)[:, 1 : WAVES + 1]
-    return prints / (np.linalg.norm(prints, axis=(1, 2), keepdims=True) + 1e-6)
+    across, down = (IMAGE_SIZE * min(shape) / side for side in reversed(shape))
+    x = (half + across * radii * np.cos(angles)).astype(np.float32)
+    y = (half + down * radii * np.sin(angles)).astype(np.float32)
+    smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=across / 100, sigmaY=down / 100)
+    spectrum = np.fft.rfft(cv2.remap(smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    spectrum[:, 1 : WAVES + 1] *= waves**1.5
+    spectrum[:, 0], spectrum[:, WAVES + 1 :] = 0, 0
+    texture = np.fft.irfft(spectrum, ANGLES)
+    texture = np.tanh(texture / (np.abs(texture).mean(axis=1, keepdims=True) + 1e-6)) * np.sqrt(radii)
+    found = np.fft.rfft(texture)[:, 1 : WAVES + 1].astype(np.complex64)
+    return found / (np.linalg.norm(found) + np.float32(1e-6))
+
+
+def read_image(path, crop=None, lesion_box=""):
+    """(image, cut, words, prints): what `crop` keeps of one file, and what finds copies of it.
+
+    image: uint8 (IMAGE_SIZE, IMAGE_SIZE), grey; cut: as in crop_film; prints: complex64 (2, RINGS, WAVES),
+    the fingerprints of the whole film on circles that are round in it, and in its squashed image.
+    Raises UserError with the reason.
+    """
+    grey, depth, words = read_film(path)
+    to_bytes = 255 / (2**depth - 1)
+    whole, (_, _, width, height) = crop_film(grey, depth, None, "")
+    image, cut = (whole, (0, 0, width, height)) if crop is None else crop_film(grey, depth, crop, lesion_box)
+    whole, image = (np.rint(pixels * to_bytes).astype(np.uint8) for pixels in (whole, image))
+    if image.min() == image.max():
+        raise UserError(f"all pixels of its {crop} are equal")
+    return image, cut, words, np.stack([fingerprint(whole, (height, width)), fingerprint(whole, (1, 1))])
+
+
+# an edit of any of these makes the cache anew
+READERS = (guess_depth, read_dicom, read_picture, read_film, find_breast, read_boxes, cut_square, crop_film,
+           fingerprint, read_image)
+RECORD = np.dtype([("image", np.uint8, (IMAGE_SIZE, IMAGE_SIZE)), ("prints", np.complex64, (2, RINGS, WAVES))])
+KEY = ["path", "stamp", "box"]  # by which a film is known again
+CUT = ["left", "top", "width", "height"]
+
+
+def name_cache(folder, crop, output_dir):
+    """The file that keeps what was read from `folder` in this way of reading."""
+    settings = [str(folder), crop, cv2.__version__, THUMB, BORDER, SURROUNDINGS, RINGS, ANGLES, WAVES]
+    settings += [inspect.getsource(reader) for reader in READERS]
+    return output_dir / ".cache" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+
+
+def open_cache(file):
+    """(index, records): a table of the films that were read before, and a memory map of their RECORDs.
+
+    Empty where there is no such file. It holds the records, the index as CSV, and the number of records.
+    """
+    try:
+        with file.open("rb") as stream:
+            stream.seek(-8, os.SEEK_END)
+            records = np.memmap(stream, RECORD, "r", shape=int.from_bytes(stream.read(), "little"))
+            stream.seek(records.nbytes)
+            table = io.BytesIO(stream.read()[:-8])
+        kinds = dict.fromkeys([*KEY, "format", "sha256"], str) | dict.fromkeys(CUT, int)
+        return pd.read_csv(table, keep_default_na=False, dtype=kinds), records
+    except FileNotFoundError:
+        return pd.DataFrame(columns=[*KEY, *CUT, "format", "sha256"], dtype=str), np.empty(0, RECORD)
+
+
+def fill_cache(file, films, folder, crop):
+    """Write the cache of `films`: what it holds of them already as it is, all others read on all cores.
+
+    Nothing but the index stays in memory. Returns the reasons of those that cannot be read.
+    """
+    index, known = open_cache(file)
+    places = {key: row for row, key in enumerate(zip(*(index[name] for name in KEY), strict=True))}
+    rows, bad, done = [], [], 0
+    keys = list(films[KEY].itertuples(index=False))
+    bar = keras.utils.Progbar(sum(key not in places for key in keys), unit_name="image")
+
+    def read_or_reuse(key):
+        if (row := places.get(key)) is not None:
+            return known[row], tuple(index.iloc[row])
+        try:
+            image, cut, words, prints = read_image(folder / key.path, crop, key.box)
+        except UserError as error:
+            return None, f"{key.path}: {error}"
+        found = np.array((image, prints), RECORD)
+        return found, (*key, *cut, words, hashlib.sha256(image).hexdigest())
+
+    pool = ThreadPoolExecutor(os.cpu_count())  # OpenCV decodes outside Python's lock
+    file.parent.mkdir(exist_ok=True)
+    aside, name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
+    try:
+        with open(aside, "wb") as stream:
+            for found, row in pool.map(read_or_reuse, keys):
+                if found is None:
+                    bad.append(row)
+                else:
+                    stream.write(found.tobytes())
+                    rows.append(row)
+                if found is None or row[:3] not in places:
+                    bar.update(done := done + 1)
+            stream.write(pd.DataFrame(rows, columns=index.columns).to_csv(index=False).encode())
+            stream.write(len(rows).to_bytes(8, "little"))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, file)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        Path(name).unlink(missing_ok=True)
+    return bad
+
+
+@stage
+def read_images(record, films):
+    """(films, images, prints): the table with what was cut out of each film, and what was read, in its order.
+
+    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE), grey; prints: complex64 (N, 2, RINGS, WAVES), see read_image;
+    both memory-mapped from a cache in OUTPUT_DIR, which knows a film by path, size, time of change and how
+    it is read. The table gains left, top, width, height (see crop_film), format and sha256 (of the image).
+    Raises one UserError that lists every file that cannot be read.
+    """
+    folder, crop, output_dir = (record["constants"][name] for name in ("DATA_DIR", "CROP", "OUTPUT_DIR"))
+    folder = locate(folder)
+    if crop == "lesion":
+        films, left_out = films[films["lesion_box"] != ""], films[films["lesion_box"] == ""]
+        if films.empty:
+            raise UserError('CROP is "lesion", but no image has a lesion_box: add that column to labels.csv, or'
+                            ' set CROP to "breast" or None.')
+        record["without_box"] = left_out["path"].tolist()
+        if len(left_out):
+            say(record, "LEFT OUT", f'*** {len(left_out)} images without a lesion_box, as CROP is "lesion" ***')
+    stats = [os.stat(folder / path) for path in films["path"]]
+    films = films.reset_index(drop=True).assign(
+        stamp=[f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats],
+        box=films["lesion_box"].to_numpy() if crop == "lesion" else "")
+    file = name_cache(folder, crop, locate(output_dir))
+    index, records = open_cache(file)
+    known = films[KEY].merge(index[KEY]).shape[0]
+    say(record, "cache", f"{known} of {len(films)} images were read before: {shorten(file)}")
+    while not index[KEY].equals(films[KEY]):  # until no other run has put another table in its place
+        del records
+        if bad := fill_cache(file, films, folder, crop):
+            raise UserError(f"{len(bad)} of {len(films)} images cannot be used: mend or remove {list_some(bad)}")
+        index, records = open_cache(file)
+    films = films.drop(columns=["stamp", "box"]).assign(**index.drop(columns=KEY))
+    record["formats"] = films["format"].value_counts().to_dict()
+    say(record, "images", "read as " + ", ".join(f"{n} x {kind}" for kind, n in record["formats"].items()))
+    return films, records["image"], records["prints"]
+
+
+# ---- find copies -------------------------------------------------------------------------------
 
 
 def correlate(one, other):
@@ -441,15 +717,14 @@ def find_pairs(prints, least, most=8, block=512):
 
 
 @stage
-def group_copies(record, films, images):
+def group_copies(record, films, prints):
     """The table with its column group: the same for all images of a patient and all their copies.
 
+    prints: the fingerprints of read_image, complex64 (N, 2, RINGS, WAVES).
     Copies are found turned by any angle or mirrored (on circles that are round in the film), and resized
     to another shape (on circles that are round in the 224 x 224 image), re-encoded, brightened or darkened.
     """
-    shapes = films[["height", "width"]].to_numpy()
-    found = [find_pairs(fingerprint(images, shapes), COPY_CORRELATION),
-             find_pairs(fingerprint(images, np.ones_like(shapes)), RESHAPED_CORRELATION)]
+    found = [find_pairs(prints[:, 0], COPY_CORRELATION), find_pairs(prints[:, 1], RESHAPED_CORRELATION)]
     pairs = np.unique(np.sort(np.concatenate(found)), axis=0)
     siblings = pd.Series(films.index).groupby(films["patient_id"].to_numpy()).transform("min")
     root = list(range(len(films)))
@@ -682,26 +957,25 @@ def build_model(record, backbone, pretrained, unfrozen_fraction, learning_rate):
 # ---- train -------------------------------------------------------------------------------------
 
 
-def name_run(record, films, images):
+def name_run(record, films):
     """<backbone>-unfrozen<percent>-<6 hex digits of all that decides the results>."""
     places = ("DATA_DIR", "OUTPUT_DIR", "WEIGHTS")  # what lies there counts, not where it lies
     settings = {name: value for name, value in record["constants"].items() if name not in places}
     settings |= {key: record[key] for key in ("augmentation", "head")} | {"weights": record["weights"]["sha256"]}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(films.to_csv(index=False).encode())
-    digest.update(images.tobytes())
     percent = 100 * record["constants"]["UNFROZEN_FRACTION"]
     return f"{record['model']['backbone']}-unfrozen{percent:g}-{digest.hexdigest()[:6]}"
 
 
 @contextlib.contextmanager
-def run_folder(record, films, images, output_dir):
+def run_folder(record, films, output_dir):
     """A hidden folder to write into, which becomes OUTPUT_DIR/<name of the run> once it is complete.
 
     An earlier run of the same name stays until then. A run that fails leaves nothing, or what it has
     where it failed after it was trained.
     """
-    folder = locate(output_dir) / name_run(record, films, images)
+    folder = locate(output_dir) / name_run(record, films)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     record["run_folder"] = shorten(folder)
     say(record, "run folder", f"{shorten(folder)}, once the run is complete")
@@ -898,10 +1172,10 @@ def select_cases(predictions, most=4):
     return pd.concat([ranked[ranked["outcome"] == outcome].head(most) for outcome in OUTCOMES])
 
 
-def read_boxes(film):
-    """The lesion boxes of a row of the table: float (K, 4), x, y, width and height as shares of the film."""
-    boxes = [list(map(int, box.split(":"))) for box in film.lesion_box.split("|") if box]
-    return np.array(boxes).reshape(-1, 4) / [film.width, film.height, film.width, film.height]
+def place_boxes(film):
+    """The lesion boxes of a row of the table: float (K, 4), x, y, width and height as shares of its image."""
+    corner, shape = (film.left, film.top, 0, 0), (film.width, film.height)
+    return (read_boxes(film.lesion_box) - corner) / (shape * 2)
 
 
 def play_pointing_game(films, maps, malignant):
@@ -916,7 +1190,7 @@ def play_pointing_game(films, maps, malignant):
     hits, chance, found = np.zeros(len(films), bool), np.zeros(len(films)), maps.any(axis=(1, 2))
     for row, film in enumerate(films.itertuples()):
         inside = np.zeros(len(films), bool)  # the peaks of all images, in the boxes of this one
-        for left, top, width, height in read_boxes(film):
+        for left, top, width, height in place_boxes(film):
             inside |= found & (left <= x) & (x <= left + width) & (top <= y) & (y <= top + height)
         hits[row] = inside[row]
         chance[row] = (inside.sum() - inside[row]) / max(1, len(films) - 1)
@@ -955,7 +1229,7 @@ def explain(record, model, images, films, predictions, metrics):
         for sentence in describe_game(metrics):
             say(record, "pointing", sentence)
     cases = select_cases(predictions).assign(hit=hits)
-    boxes = [read_boxes(film) for film in held_out.loc[cases.index].itertuples()]
+    boxes = [place_boxes(film) for film in held_out.loc[cases.index].itertuples()]
     shown = predictions.index.get_indexer(cases.index)
     return cases.assign(image=list(images[cases.index]), cam=list(maps[shown]), boxes=boxes)
 
@@ -1297,16 +1571,21 @@ def compare(output_dir):
 # ---- one new image -----------------------------------------------------------------------------
 
 
-def predict(model_path, image_path):
+def predict(model_path, image_path, lesion_box=""):
     """(probability, overlay) of one film: P(malignant), and its Grad-CAM, uint8 (224, 224, 3) RGB.
 
-    The film is read as in training. Raises UserError where it, or the model, cannot be.
+    The film is read as in training, where a lesion_box was needed with CROP = "lesion" only. Raises
+    UserError where it, or the model, or the settings.json beside the model cannot be read.
     """
+    model_path = locate(model_path)
     try:
-        model = keras.models.load_model(locate(model_path))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{locate(model_path)} cannot be loaded as a model: {error}") from error
-    image, _, _ = read_image(locate(image_path))
+        model = keras.models.load_model(model_path)
+        crop = json.loads(model_path.with_name("settings.json").read_text("utf-8"))["constants"]["CROP"]
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{model_path} and the settings.json beside it cannot be loaded: {error}") from error
+    if crop == "lesion" and not read_boxes(lesion_box).size:
+        raise UserError(f"{model_path} was trained on lesions: give the lesion_box of {image_path} too.")
+    image, *_ = read_image(locate(image_path), crop, lesion_box)
     pixels = to_rgb(image[None])
     probability = float(model.predict(pixels, verbose=0)[0, 0])
     cam = make_gradcam(model, last_feature_maps(model), pixels, np.array([probability >= THRESHOLD]))

@@ -14,6 +14,7 @@ import keras
 # data
 DATA_DIR = "data/phantoms"  # or the folder of your mammograms: see data/README.md for its layout
 OUTPUT_DIR = "outputs"  # every run gets a folder of its own in here
+CROP = "breast"  # what is cut out of a film: "breast", "lesion" (labels.csv needs lesion_box) or None
 FOLD = 0  # which fifth of the patients is held out: 0, 1, 2, 3 or 4
 # model
 WEIGHTS = "imagenet"  # or None for random weights, or the path of a weights file without top layers
@@ -43,14 +44,14 @@ def main():
     """Train, evaluate and explain; returns the folder of the run."""
     record = common.start(globals())
     films = common.find_images(record, DATA_DIR)
-    films, images = common.read_images(record, films)
-    films = common.group_copies(record, films, images)
+    films, images, prints = common.read_images(record, films)
+    films = common.group_copies(record, films, prints)
     films = common.split_patients(record, films, FOLD, SEED)
     training, validation, steps = common.feed(record, images, films, EPOCHS, BATCH_SIZE, SEED)
     backbone = build_backbone()
     pretrained = common.load_weights(record, backbone, WEIGHTS, IMAGENET_URL, IMAGENET_MD5)
     model = common.build_model(record, backbone, pretrained, UNFROZEN_FRACTION, LEARNING_RATE)
-    with common.run_folder(record, films, images, OUTPUT_DIR) as folder:
+    with common.run_folder(record, films, OUTPUT_DIR) as folder:
         history = common.train(record, model, training, validation, EPOCHS, steps)
         common.save_model(record, model, folder)
         predictions, metrics, band = common.evaluate(record, model, validation, films)

@@ -23,8 +23,9 @@ def script(request):
 
 
 @pytest.fixture
-def record():
-    return common.start(dict(vars(resnet50)))
+def record(tmp_path_factory):
+    """As common.start() opens it, with CROP = None and an OUTPUT_DIR of its own."""
+    return common.start(vars(resnet50) | {"CROP": None, "OUTPUT_DIR": str(tmp_path_factory.mktemp("outputs"))})
 
 
 @pytest.fixture(scope="session")

@@ -50,12 +50,15 @@ COPIES = {
 }
 
 
+def take_prints(film):
+    """The two fingerprints that reading a film leaves."""
+    image = cv2.resize(film, (224, 224), interpolation=cv2.INTER_AREA)
+    return np.stack([common.fingerprint(image, film.shape), common.fingerprint(image, (1, 1))])
+
+
 def group(record, films, patients):
-    images = np.stack([cv2.resize(film, (224, 224), interpolation=cv2.INTER_AREA) for film in films])
-    heights, widths = zip(*(film.shape for film in films), strict=True)
-    table = pd.DataFrame({"path": [f"{n:05d}.png" for n in range(len(films))], "patient_id": patients,
-                          "height": heights, "width": widths})
-    return common.group_copies(record, table, images)["group"].tolist()
+    table = pd.DataFrame({"path": [f"{n:05d}.png" for n in range(len(films))], "patient_id": patients})
+    return common.group_copies(record, table, np.stack([take_prints(film) for film in films]))["group"].tolist()
 
 
 def test_no_two_patients_are_joined(record, films):
@@ -83,8 +86,7 @@ def test_all_images_of_joined_patients_share_a_group(record, films):
 
 def test_proposals_in_blocks_find_what_brute_force_finds(films):
     pictures = films[:10] + [turn(film, 77) for film in films[:10]]
-    images = np.stack([cv2.resize(film, (224, 224), interpolation=cv2.INTER_AREA) for film in pictures])
-    prints = common.fingerprint(images, [film.shape for film in pictures])
+    prints = np.stack([take_prints(film)[0] for film in pictures])
     every = np.array([(a, b) for a in range(20) for b in range(20) if a != b])
     brute = every[common.correlate(*prints[every.T]) >= common.COPY_CORRELATION]
     found = common.find_pairs(prints, common.COPY_CORRELATION, block=7)

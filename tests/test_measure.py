@@ -117,7 +117,7 @@ def test_intervals_are_seeded_and_hold_the_metric():
 
 def test_the_pointing_game_by_hand():
     boxes = ["0:0:50:50", "50:0:50:50|0:50:50:50", "50:50:50:50", "0:0:50:50"]
-    films = pd.DataFrame({"lesion_box": boxes, "width": 100, "height": 100})
+    films = pd.DataFrame({"lesion_box": boxes, "left": 0, "top": 0, "width": 100, "height": 100})
     maps = np.zeros((4, 2, 2))
     maps[0, 0, 0] = maps[1, 1, 0] = maps[2, 0, 1] = 1  # a hit in the only box, one in the second box, a miss
     hits, game = common.play_pointing_game(films, maps, np.array([True, False, True, True]))  # and an empty map
@@ -131,7 +131,8 @@ def test_the_pointing_game_by_hand():
 def test_pointing_at_the_middle_is_no_better_than_chance():
     rng = np.random.default_rng(0)
     corners = rng.integers(20, 60, (200, 2))
-    films = pd.DataFrame({"lesion_box": [f"{x}:{y}:25:25" for x, y in corners], "width": 100, "height": 100})
+    films = pd.DataFrame({"lesion_box": [f"{x}:{y}:25:25" for x, y in corners]})
+    films[common.CUT] = 0, 0, 100, 100
     maps = np.zeros((200, 14, 14))
     maps[np.arange(200), rng.integers(5, 9, 200), rng.integers(5, 9, 200)] = 1
     _, game = common.play_pointing_game(films, maps, np.ones(200, bool))
@@ -148,7 +149,7 @@ def test_shuffled_weights_do_not_point_at_the_mass(phantoms):
         view = phantoms["make_view"](np.random.default_rng((2, number)), "CC", "LEFT", 0, 16, 0.5, False)
         images.append(common.cv2.resize(view[0], (224, 224), interpolation=common.cv2.INTER_AREA))
         rows.append((":".join(map(str, view[1])), phantoms["WIDTH"], phantoms["HEIGHT"]))
-    films = pd.DataFrame(rows, columns=["lesion_box", "width", "height"])
+    films = pd.DataFrame(rows, columns=["lesion_box", "width", "height"]).assign(left=0, top=0)
     pixels = np.repeat(np.stack(images)[..., None], 3, axis=-1).astype(np.float32)
     y, x = np.mgrid[-8:9, -8:9]
     disc, ring = np.hypot(x, y) < 3.5, (np.hypot(x, y) >= 4.5) & (np.hypot(x, y) < 8)

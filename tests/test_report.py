@@ -26,7 +26,7 @@ def write_run(record, tmp_path):
         films = pd.DataFrame({"path": [NASTY, *(f"{prefix}_{n}.png" for n in range(39))]})
         films["label"] = np.take(common.CLASSES, np.arange(40) % 2)
         films["patient_id"] = films["group"] = [f"{n // 2:03d}" for n in range(40)]
-        films = films.assign(split="validation", lesion_box="10:10:50:50", width=100, height=100)
+        films = films.assign(split="validation", lesion_box="10:10:50:50", left=0, top=0, width=100, height=100)
         if leak:
             films["trained_on"] = leak
             films.loc[39, "split"] = "left out"
@@ -211,7 +211,8 @@ def test_the_page_fits_the_screen(write_run, tmp_path, width):
 # ---- one new image -----------------------------------------------------------------------------
 
 
-def test_predict_reads_a_film_as_training_does(film, tmp_path):
+@pytest.mark.parametrize("how", [(None, ""), ("breast", ""), ("lesion", "9:20:12:10")])
+def test_predict_reads_a_film_as_training_does(film, tmp_path, how):
     keras = common.keras
     inputs = keras.Input((224, 224, 3))
     maps = keras.layers.Conv2D(2, 32, strides=32, name="maps")(inputs / 255)
@@ -219,8 +220,10 @@ def test_predict_reads_a_film_as_training_does(film, tmp_path):
     model = keras.Model(inputs, keras.layers.Activation("sigmoid")(logit))
     model.save(tmp_path / "model.keras")
     film(tmp_path / "film.png", top=4095, dtype=np.uint16)
-    probability, overlay = common.predict(tmp_path / "model.keras", tmp_path / "film.png")
-    image = common.read_image(tmp_path / "film.png")[0]
+    crop, box = how
+    (tmp_path / "settings.json").write_text(json.dumps({"constants": {"CROP": crop}}))
+    probability, overlay = common.predict(tmp_path / "model.keras", tmp_path / "film.png", box)
+    image = common.read_image(tmp_path / "film.png", crop, box)[0]
     pixels = np.repeat(image[None, ..., None], 3, axis=-1).astype(np.float32)
     assert probability == pytest.approx(float(model.predict(pixels, verbose=0)[0, 0]), abs=1e-6)
     cam = common.make_gradcam(model, "maps", pixels, np.array([probability >= 0.5]))[0]
@@ -228,3 +231,9 @@ def test_predict_reads_a_film_as_training_does(film, tmp_path):
     assert cv2.imwrite(str(tmp_path / "overlay.png"), overlay)
     with pytest.raises(common.UserError, match=r"nothing\.keras"):
         common.predict(tmp_path / "nothing.keras", tmp_path / "film.png")
+    if crop == "lesion":
+        with pytest.raises(common.UserError, match="trained on lesions: give the lesion_box"):
+            common.predict(tmp_path / "model.keras", tmp_path / "film.png")
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(common.UserError, match=r"settings\.json"):
+        common.predict(tmp_path / "model.keras", tmp_path / "film.png")

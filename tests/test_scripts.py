@@ -37,7 +37,7 @@ def finished(request, tmp_path_factory):
     process = run_script(request.param, folder)
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
-    (run,) = (folder / "outputs").glob("*/")
+    (run,) = (folder / "outputs").glob("[!.]*/")
     return request.param, process.stdout, run
 
 
@@ -102,7 +102,7 @@ def test_the_model_loads_in_plain_keras_and_takes_raw_images(finished):
     _, _, run = finished
     predictions = pd.read_csv(run / "predictions.csv")
     data = run.parent.parent / "data" / "phantoms"
-    images = [common.read_image(data / path)[0] for path in predictions["path"]]
+    images = [common.read_image(data / path, "breast")[0] for path in predictions["path"]]
     np.save(run.parent / "images.npy", images)
     code = ("import keras, numpy, sys; images = numpy.load(sys.argv[2])[..., None].repeat(3, axis=-1);"
             "print(keras.models.load_model(sys.argv[1]).predict(images, verbose=0).ravel().tolist())")
@@ -115,7 +115,7 @@ def test_the_model_loads_in_plain_keras_and_takes_raw_images(finished):
 def test_the_same_constants_give_the_same_bytes(finished, tmp_path):
     name, _, run = finished
     assert run_script(name, tmp_path).returncode == 0
-    (again,) = (tmp_path / "outputs").glob("*/")
+    (again,) = (tmp_path / "outputs").glob("[!.]*/")
     assert again.name == run.name
     for file in ("predictions.csv", "metrics.json", "history.csv", "split.csv"):
         assert (again / file).read_bytes() == (run / file).read_bytes()
@@ -131,7 +131,8 @@ def test_the_same_constants_give_the_same_bytes(finished, tmp_path):
     [("UNFROZEN_FRACTION", 70), ("UNFROZEN_FRACTION", 0), ("UNFROZEN_FRACTION", "0.5"), ("FOLD", 5), ("FOLD", -1),
      ("FOLD", 0.5), ("BATCH_SIZE", 0), ("BATCH_SIZE", 13.0), ("BATCH_SIZE", True), ("EPOCHS", 0),
      ("LEARNING_RATE", 0), ("LEARNING_RATE", float("nan")), ("SEED", -1), ("SEED", "zero"), ("WEIGHTS", ""),
-     ("WEIGHTS", 7), ("DATA_DIR", None), ("OUTPUT_DIR", " ")],
+     ("WEIGHTS", 7), ("DATA_DIR", None), ("OUTPUT_DIR", " "), ("CROP", "Breast"),
+     ("CROP", True)],
 )
 def test_a_wrong_constant_stops_at_once_and_is_named(script, monkeypatch, name, value):
     monkeypatch.setattr(script, name, value)
@@ -166,23 +167,24 @@ def test_paths_count_from_the_scripts_folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def named(record):
-    """A record that is ready to be named, a table and images."""
+    """A record that is ready to be named, and a table of images."""
     record |= {"weights": {"sha256": "1"}, "model": {"backbone": "vgg16"}}
-    return record, pd.DataFrame({"path": ["a.png"], "label": ["benign"]}), np.zeros((1, 2, 2), np.uint8)
+    return record, pd.DataFrame({"path": ["a.png"], "label": ["benign"], "sha256": "2"})
 
 
 def test_the_name_changes_with_all_that_decides_the_results_and_with_nothing_else(named):
-    record, films, images = named
-    names = {common.name_run(record, films, images)}
+    record, films = named
+    names = {common.name_run(record, films)}
     record["constants"] |= {"DATA_DIR": "/elsewhere", "OUTPUT_DIR": "/elsewhere"}
-    assert names == {common.name_run(record, films, images)}
-    for name, value in {"EPOCHS": 8, "SEED": 1, "LEARNING_RATE": 1e-3, "UNFROZEN_FRACTION": 0.6}.items():
-        names.add(common.name_run(record | {"constants": record["constants"] | {name: value}}, films, images))
-    names.add(common.name_run(record | {"weights": {"sha256": "2"}}, films, images))
-    names.add(common.name_run(record | {"head": {}}, films, images))
-    names.add(common.name_run(record, films.assign(label="malignant"), images))
-    names.add(common.name_run(record, films, images + 1))
-    assert len(names) == 9
+    assert names == {common.name_run(record, films)}
+    others = {"CROP": "lesion", "EPOCHS": 8, "SEED": 1, "LEARNING_RATE": 1e-3, "UNFROZEN_FRACTION": 0.6}
+    for name, value in others.items():
+        names.add(common.name_run(record | {"constants": record["constants"] | {name: value}}, films))
+    names.add(common.name_run(record | {"weights": {"sha256": "2"}}, films))
+    names.add(common.name_run(record | {"head": {}}, films))
+    names.add(common.name_run(record, films.assign(label="malignant")))
+    names.add(common.name_run(record, films.assign(sha256="3")))
+    assert len(names) == 10
 
 
 def test_a_failed_run_leaves_nothing_and_keeps_the_earlier_one(named, tmp_path):

@@ -21,11 +21,14 @@ import platform
 import posixpath
 import re
 import runpy
+import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import warnings
 from collections import Counter
@@ -33,19 +36,38 @@ from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
 
-import cv2
-import matplotlib
-import numpy as np
-import pandas as pd
-import sklearn.metrics
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from sklearn.model_selection import StratifiedGroupKFold
+HERE = Path(__file__).resolve().parent
+
+
+def stop_on_signals():
+    """End at once on Ctrl-C and SIGTERM, with one line: a run may be killed at any moment and goes on from disk.
+
+    Python hands signals to its main thread, which may be in a training step for many seconds; the
+    interpreter writes to the wakeup socket right away, and a thread waits there.
+    """
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    signal.set_wakeup_fd(mouth.fileno())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+    def wait():
+        with mouth:  # which would be closed if nothing referred to it
+            number = ear.recv(1)[0]
+        print("\nstopped: run the same command to go on from the last finished epoch", flush=True)
+        os._exit(128 + number)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if Path(sys.argv[0]).resolve().parent == HERE:  # a script of this folder runs, nobody's session or test
+    stop_on_signals()
 
 
 @contextlib.contextmanager
 def muted_stderr():
-    """Send file descriptor 2 nowhere: TensorFlow's start-up lines come from C++, past sys.stderr."""
+    """Send file descriptor 2 nowhere: libraries in C and C++ write to it, past sys.stderr."""
+    sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -57,12 +79,28 @@ def muted_stderr():
 
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras reads it when it is imported
+os.environ["MPLBACKEND"] = "agg"  # files only: a server has no display
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-with muted_stderr():
-    import keras
-    import tensorflow as tf
-
-matplotlib.use("Agg")  # files only: a server has no display
+os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
+MOST_PIXELS = 2**26  # 8192 x 8192: no film has more, and a small file may claim to
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MOST_PIXELS)
+try:
+    with muted_stderr():
+        import cv2
+        import keras
+        import matplotlib
+        import numpy as np
+        import pandas as pd
+        import sklearn.metrics
+        import tensorflow as tf
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+        from sklearn.model_selection import StratifiedGroupKFold
+except ImportError as missing:
+    if "lib" in str(missing) and ".so" in str(missing):
+        sys.exit(f"OpenCV cannot be loaded ({missing}): apt-get install libgl1 libglib2.0-0, or"
+                 " pip uninstall opencv-python and pip install opencv-python-headless.")
+    sys.exit(f"{missing}: pip install -r {HERE / 'requirements.txt'}")
 
 # ------------------------------------------------------------------------------------------------
 # augmentation of the training side, drawn anew for every image of every epoch
@@ -74,7 +112,6 @@ HEAD_UNITS = 256  # of the dense layer between the pooled features and the proba
 DROPOUT = 0.3  # share of these units that a training step leaves out
 # ------------------------------------------------------------------------------------------------
 
-HERE = Path(__file__).resolve().parent
 PHANTOMS = HERE / "data" / "phantoms"
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
 LESION_BOXES = r"(\d+:\d+:[1-9]\d*:[1-9]\d*(\|(?!$)|$))*"  # x:y:width:height in pixels, several joined by |
@@ -96,9 +133,11 @@ CLAIMED = {  # what the original work published for each backbone; not measured 
     "specificity": {},
     "auc": {},
 }
+SMALLEST = 32  # pixels of the shorter side of a film
 THRESHOLD = 0.5  # probability of malignancy from which an image is called malignant
 DICOM_SUFFIXES = (".dcm", ".dicom")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", *DICOM_SUFFIXES)
+ASIDE = ".partial"  # ends the name of a file that is being written
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
 PATIENT_PATTERNS = {  # how public collections write the patient into the name of a file or folder
@@ -123,6 +162,30 @@ def run(main):
         main()
     except UserError as error:
         sys.exit(f"\n{Path(sys.argv[0]).name}: {error}")
+
+
+@contextlib.contextmanager
+def explain_write_errors(place):
+    """Turn what a full disk, missing rights or a deleted folder raise into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{place} cannot be written ({error.strerror or error}): mend that, or choose another"
+                        " OUTPUT_DIR; the same command goes on from the last finished epoch.") from error
+
+
+@contextlib.contextmanager
+def write_aside(file):
+    """A binary stream to a file that appears whole or not at all: flushed to the disk, then renamed."""
+    aside = file.with_name(f".{file.name}.{secrets.token_hex(4)}{ASIDE}")
+    try:
+        with aside.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def stage(function):
@@ -155,7 +218,8 @@ def shorten(path):
 
 
 def list_some(items, most=20):
-    """The first items on lines of their own, and how many more there are."""
+    """The first items on lines of their own, and how many more there are; unprintable ones escaped."""
+    items = [item if item.isprintable() else ascii(item)[1:-1] for item in items]
     more = [f"... and {len(items) - most} more"] if len(items) > most else []
     return "".join(f"\n  {item}" for item in [*items[:most], *more])
 
@@ -199,10 +263,13 @@ def start(constants):
     if weights not in (None, "imagenet") and not locate(weights).is_file():
         raise UserError(f"WEIGHTS is {str(weights)!r}, but there is no file {locate(weights)}.")
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / ".cache").mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output_dir).close()
     except OSError as error:
         raise UserError(f"OUTPUT_DIR: nothing can be written to {output_dir} ({error.strerror}).") from error
+    for left in output_dir.rglob(f".*{ASIDE}"):  # by a run that was killed while it wrote
+        if time.time() - left.stat().st_mtime > 24 * 60 * 60:
+            left.unlink(missing_ok=True)
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     modules = (tf, keras, np, pd, matplotlib, sklearn, cv2)
     record = {
@@ -216,6 +283,7 @@ def start(constants):
         "console": [],
     }
     keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
+    keras.config.set_floatx("float32")
     keras.backend.clear_session()
     keras.utils.set_random_seed(constants["SEED"])
     tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
@@ -232,8 +300,10 @@ def is_dicom(path):
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return suffix in DICOM_SUFFIXES
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        return path.is_file() and path.open("rb").read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def import_pydicom():
@@ -246,6 +316,14 @@ def import_pydicom():
     return pydicom
 
 
+def is_text(name):
+    """Whether a name can be written: file systems also allow bytes that are no character."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def read_folders(record, root):
     """Table of the images in class folders: path, label, split ("" where the folders give none)."""
     below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
@@ -256,19 +334,26 @@ def read_folders(record, root):
         if given[1:]:
             say(record, "skipped", f"{', '.join(given[1:])}, as {given[0]} is the validation side")
     rows, skipped = [], Counter()
+
+    def refuse(error):
+        raise UserError(f"{error.filename} cannot be opened ({error.strerror}): mend its rights, or remove it.")
+
     for split, side in sides.items():
         for top in sorted(path for path in side.iterdir() if path.is_dir()):
             label = next((label for label in CLASSES if top.name.lower().startswith(label)), None)
-            for path in sorted(top.rglob("*")) if label else ():
-                name = path.relative_to(root).as_posix()
-                if path.is_dir() and path.is_symlink():
-                    skipped["links to folders"] += 1
-                elif path.is_dir() or "/." in name or path.name.lower() in SYSTEM_FILES:
-                    continue
-                elif path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path):
-                    rows.append((name, label, split))
-                else:
-                    skipped[path.suffix.lower() or "files without suffix"] += 1
+            for folder, below, files in os.walk(top, onerror=refuse) if label else ():
+                skipped["links to folders"] += sum(os.path.islink(os.path.join(folder, name)) for name in below)
+                below[:] = [name for name in below if not name.startswith(".")]
+                for path in (Path(folder, name) for name in files if not name.startswith(".")):
+                    if path.name.lower() in SYSTEM_FILES:
+                        continue
+                    if path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path):
+                        rows.append((path.relative_to(root).as_posix(), label, split))
+                    else:
+                        skipped[path.suffix.lower() or "files without suffix"] += 1
+    if odd := [ascii(row[0]) for row in rows if not is_text(row[0])]:
+        raise UserError(f"{root}: {len(odd)} names are not in UTF-8; rename these files: {list_some(odd)}")
+    skipped = +skipped
     if skipped:
         kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
         say(record, "skipped", f"what is no image in the class folders: {kinds}")
@@ -281,9 +366,13 @@ def read_labels(record, file):
     Raises UserError that lists the columns, labels, splits or paths that are wrong.
     """
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} cannot be read as a table of comma-separated values: {error}.") from error
+        with file.open(encoding="utf-8-sig") as stream:
+            separator = max(",;\t", key=stream.readline().count)  # a spreadsheet of a country with decimal commas
+        with warnings.catch_warnings(action="error"):  # of rows that are longer than the header
+            table = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, index_col=False,
+                                encoding="utf-8-sig")
+    except (ValueError, OSError, Warning) as error:
+        raise UserError(f"{file} cannot be read as comma-separated values in UTF-8: {error}.") from error
     table.columns = table.columns.str.strip().str.lower()
     if missing := [name for name in ("path", "label") if name not in table]:
         raise UserError(f"{file} has no column {' and no column '.join(missing)}; it has {', '.join(table)}.")
@@ -294,6 +383,9 @@ def read_labels(record, file):
         if column in table:
             table[column] = table[column].str.lower()
             if wrong := sorted(set(table[column]) - set(allowed)):
+                if set(wrong) <= {"0", "1"}:
+                    raise UserError(f"{file}: {column} holds {' and '.join(wrong)}; replace them by"
+                                    f" {' and '.join(allowed)}, as only you know which number means which.")
                 found = ", ".join(map(repr, wrong[:20]))
                 raise UserError(f"{file}: {column} has to be {' or '.join(allowed)}, but there is {found}.")
     if repeated := table.duplicated().sum():
@@ -302,7 +394,7 @@ def read_labels(record, file):
     paths, boxes = table["path"], table.get("lesion_box", pd.Series("", index=table.index))
     for problem, wrong in (
         ("climb out of the folder of the table", [".." in Path(path).parts for path in paths]),
-        ("name no file", [not (path and (file.parent / path).is_file()) for path in paths]),
+        ("name no file", [not os.path.isfile(os.path.join(file.parent, path)) for path in paths]),
         ("have rows that contradict each other", paths.duplicated()),
         ("have a lesion_box other than x:y:width:height in pixels", ~boxes.str.fullmatch(LESION_BOXES)),
     ):
@@ -406,25 +498,27 @@ def read_dicom(path):
         raise UserError(f"a DICOM object of {frames} frames ({kind}); only single images can be used")
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or data.BitsStored > 16:
         raise UserError(f"a DICOM image in {photometric} of {data.BitsStored} bits ({kind}), not in grey of 16")
+    if data.Rows * data.Columns > MOST_PIXELS:
+        raise UserError(f"a DICOM image of {data.Columns} x {data.Rows} pixels, too large for a film")
     syntax = data.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not pydicom.pixels.get_decoder(syntax).is_available:
         plugin = "openjpeg" if "2000" in syntax.name else "libjpeg"
         raise UserError(f"compressed as {syntax.name}: pip install pylibjpeg pylibjpeg-{plugin}")
-    pixels, bits = data.pixel_array, data.BitsStored
+    bits = data.BitsStored
     lowest = -(2 ** (bits - 1)) if data.PixelRepresentation else 0
-    values = pydicom.pixels.apply_modality_lut(pixels, data)
-    shown, words = pydicom.pixels.apply_voi_lut(values, data), ""
-    if shown is values:
-        grey = (pixels.astype(np.int32) - lowest).astype(np.uint16)
+    grey = (data.pixel_array.astype(np.int32) - lowest).clip(0, 65535).astype(np.uint16)
+    levels = pydicom.pixels.apply_modality_lut(np.arange(lowest, lowest + 2**bits), data)
+    shown, words = pydicom.pixels.apply_voi_lut(levels, data), ""
+    if shown is levels:
         depth = bits if bits < 16 and grey.max() < 2**bits else guess_depth(grey)
     else:
         words = " with VOI LUT" if data.get("VOILUTSequence") else " with window"
         if tables := data.get("VOILUTSequence") or data.get("ModalityLUTSequence"):
             low, high = 0, 2 ** tables[0].LUTDescriptor[2] - 1
         else:
-            ends = np.array([lowest, lowest + 2**bits - 1])
-            low, high = sorted(pydicom.pixels.apply_modality_lut(ends, data))
-        grey, depth = np.rint((shown - low) * (65535 / (high - low))).clip(0, 65535).astype(np.uint16), 16
+            low, high = levels.min(), levels.max()
+        shown = np.rint((shown - low) * (65535 / (high - low))).clip(0, 65535).astype(np.uint16)
+        grey, depth = shown.take(grey, mode="clip"), 16
     if photometric == "MONOCHROME1":
         grey = np.uint16(2**depth - 1) - grey
     return grey, depth, f"{bits} bit DICOM {photometric}{words}"
@@ -432,11 +526,24 @@ def read_dicom(path):
 
 def read_picture(path):
     """(grey, depth, words) of a file that OpenCV reads: uint8 or uint16 (H, W), what is transparent black."""
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    content = np.fromfile(path, np.uint8)
+    if not content.size:
+        raise UserError("an empty file")
+    is_tiff = content[:4].tobytes() in (b"II*\0", b"MM\0*")
+    if is_tiff and (pages := cv2.imcount(str(path))) > 1:
+        raise UserError(f"a TIFF of {pages} pages; save the one that is the film")
+    try:
+        pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        if "MAX_IMAGE" in str(error):
+            raise UserError(f"more than {MOST_PIXELS:,} pixels, too many for a film") from error
+        raise
     if pixels is None:
-        raise UserError("not an image that OpenCV can read")
+        raise UserError("not an image that OpenCV can read, or one that is cut off")
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(f"its pixels are {pixels.dtype}; save it with 8 or 16 bits")
+    if is_tiff and pixels.ndim == 3 and pixels.shape[2] == 4:
+        raise UserError("a TIFF of four channels, which may be CMYK; save it in grey")
     grey, words = pixels.reshape(*pixels.shape[:2], -1)[..., 0], "grey"
     if pixels.ndim == 3 and pixels.shape[2] >= 3:
         grey, words = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY), "colour"
@@ -452,12 +559,20 @@ def read_film(path):
 
     Raises UserError with the reason.
     """
+    if not path.is_file():
+        raise UserError("no file: a pipe, or a link that leads nowhere")
+    if path.stat().st_size > 16 * MOST_PIXELS:
+        raise UserError(f"a file of {path.stat().st_size:,} bytes, too large for a film")
     try:
         grey, depth, words = read_dicom(path) if is_dicom(path) else read_picture(path)
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from error
     except Exception as error:  # OpenCV and pydicom raise whatever the file leads them to
         raise UserError((str(error).strip() or repr(error)).splitlines()[-1]) from error
+    if min(grey.shape) < SMALLEST:
+        raise UserError("{1} x {0} pixels, too small for a film".format(*grey.shape))
     if grey.min() == grey.max():
         raise UserError("all its pixels are equal")
     return grey, depth, words
@@ -586,6 +701,15 @@ def name_cache(folder, crop, output_dir):
     return output_dir / ".cache" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
+def stamp(path):
+    """Size and time of the last change of a file, by which an edited one is known; "" where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
 def open_cache(file):
     """(index, records): a table of the films that were read before, and a memory map of their RECORDs.
 
@@ -612,7 +736,7 @@ def fill_cache(file, films, folder, crop):
     places = {key: row for row, key in enumerate(zip(*(index[name] for name in KEY), strict=True))}
     rows, bad, done = [], [], 0
     keys = list(films[KEY].itertuples(index=False))
-    bar = keras.utils.Progbar(sum(key not in places for key in keys), unit_name="image")
+    bar = keras.utils.Progbar(sum(key not in places for key in keys), unit_name="image", interval=0.5)
 
     def read_or_reuse(key):
         if (row := places.get(key)) is not None:
@@ -620,15 +744,13 @@ def fill_cache(file, films, folder, crop):
         try:
             image, cut, words, prints = read_image(folder / key.path, crop, key.box)
         except UserError as error:
-            return None, f"{key.path}: {error}"
+            return None, (key.path, str(error))
         found = np.array((image, prints), RECORD)
         return found, (*key, *cut, words, hashlib.sha256(image).hexdigest())
 
     pool = ThreadPoolExecutor(os.cpu_count())  # OpenCV decodes outside Python's lock
-    file.parent.mkdir(exist_ok=True)
-    aside, name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
     try:
-        with open(aside, "wb") as stream:
+        with explain_write_errors(file), write_aside(file) as stream:
             for found, row in pool.map(read_or_reuse, keys):
                 if found is None:
                     bad.append(row)
@@ -639,12 +761,8 @@ def fill_cache(file, films, folder, crop):
                     bar.update(done := done + 1)
             stream.write(pd.DataFrame(rows, columns=index.columns).to_csv(index=False).encode())
             stream.write(len(rows).to_bytes(8, "little"))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, file)
     finally:
         pool.shutdown(cancel_futures=True)
-        Path(name).unlink(missing_ok=True)
     return bad
 
 
@@ -667,18 +785,24 @@ def read_images(record, films):
         record["without_box"] = left_out["path"].tolist()
         if len(left_out):
             say(record, "LEFT OUT", f'*** {len(left_out)} images without a lesion_box, as CROP is "lesion" ***')
-    stats = [os.stat(folder / path) for path in films["path"]]
     films = films.reset_index(drop=True).assign(
-        stamp=[f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats],
+        stamp=[stamp(folder / path) for path in films["path"]],
         box=films["lesion_box"].to_numpy() if crop == "lesion" else "")
-    file = name_cache(folder, crop, locate(output_dir))
+    file, listing = name_cache(folder, crop, locate(output_dir)), locate(output_dir) / "bad_images.csv"
+    listing.unlink(missing_ok=True)  # of an earlier run
     index, records = open_cache(file)
     known = films[KEY].merge(index[KEY]).shape[0]
     say(record, "cache", f"{known} of {len(films)} images were read before: {shorten(file)}")
     while not index[KEY].equals(films[KEY]):  # until no other run has put another table in its place
         del records
-        if bad := fill_cache(file, films, folder, crop):
-            raise UserError(f"{len(bad)} of {len(films)} images cannot be used: mend or remove {list_some(bad)}")
+        with muted_stderr():  # image libraries write to it whatever they find
+            bad = fill_cache(file, films, folder, crop)
+        if bad:
+            with explain_write_errors(listing), write_aside(listing) as stream:
+                stream.write(pd.DataFrame(bad, columns=["path", "reason"]).to_csv(index=False).encode())
+            lines = list_some([": ".join(reason) for reason in bad])
+            raise UserError(f"{len(bad)} of {len(films)} images cannot be used; mend or remove them"
+                            f" (all are in {shorten(listing)}): {lines}")
         index, records = open_cache(file)
     films = films.drop(columns=["stamp", "box"]).assign(**index.drop(columns=KEY))
     record["formats"] = films["format"].value_counts().to_dict()
@@ -825,11 +949,12 @@ def augment(image, seed):
 
 @stage
 def feed(record, images, films, epochs, batch_size, seed):
-    """(training, validation, steps): two tf.data.Datasets of batches, and the batches of an epoch.
+    """(training, validation, steps): where batches come from, tf.data.Datasets, and the batches of an epoch.
 
-    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). Training runs
-    through all epochs, balanced, every draw augmented by (seed, epoch, place in the epoch), whatever
-    the number of threads; validation is every held-out image once, as it is, in the table's order.
+    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). training(first) is
+    the dataset of all epochs from `first`, counted from 0: balanced, every draw augmented by (seed,
+    epoch, place in the epoch), whatever the number of threads. validation is the dataset of every
+    held-out image once, as it is, in the table's order.
     """
     labels = films["label"].eq("malignant").to_numpy(np.int64)
     train, held_out = (np.flatnonzero(films["split"] == side) for side in ("train", "validation"))
@@ -851,7 +976,9 @@ def feed(record, images, films, epochs, batch_size, seed):
         order = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (None,))).enumerate()
         return order.map(load_augmented, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
 
-    training = tf.data.Dataset.range(epochs).flat_map(make_epoch).prefetch(2)
+    def training(first):
+        return tf.data.Dataset.range(first, epochs).flat_map(make_epoch).prefetch(2)
+
     validation = tf.data.Dataset.from_tensor_slices(held_out).map(load, num_parallel_calls=tf.data.AUTOTUNE)
     record["draws_per_epoch"] = len(draw(0))
     say(record, "epoch", f"{record['draws_per_epoch']} augmented draws, half of them of each class; saturation"
@@ -869,12 +996,21 @@ def fetch_imagenet(url, md5):
     Raises UserError where another file lies in their place, which Keras would replace or delete.
     """
     name = url.rsplit("/", 1)[1]
-    cached = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
-    if cached.is_file() and hashlib.md5(cached.read_bytes()).hexdigest() != md5:
-        raise UserError(f"{cached} is not the file that {url} has: remove it, or set WEIGHTS to its path.")
+    home = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
+    if not os.access(home.parent, os.W_OK):
+        home = Path(tempfile.gettempdir(), ".keras")
+    cached = home / "models" / name
+    if cached.is_file():
+        if hashlib.md5(cached.read_bytes()).hexdigest() != md5:
+            raise UserError(f"{cached} is not the file that {url} has: remove it, or set WEIGHTS to its path.")
+        return cached, ""
     socket.setdefaulttimeout(20)  # seconds: a network that swallows packets would hang the run
     try:
-        return Path(keras.utils.get_file(name, url, cache_subdir="models", file_hash=md5)), ""
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as aside:  # a download may break off
+            file = keras.utils.get_file(name, url, cache_dir=aside, cache_subdir="", file_hash=md5)
+            os.replace(file, cached)
+        return cached, ""
     except Exception as error:  # a failed download is a bare Exception in Keras
         return None, (
             f"the ImageNet weights cannot be downloaded ({str(error).rsplit(': ', 1)[-1]}): fetch {url} where"
@@ -968,48 +1104,121 @@ def name_run(record, films):
     return f"{record['model']['backbone']}-unfrozen{percent:g}-{digest.hexdigest()[:6]}"
 
 
+def lock(file):
+    """The open file, locked until it is closed or the process ends. Raises UserError where another holds it."""
+    stream = file.open("a")
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        stream.close()
+        raise UserError(f"another process is at {file.stem}: wait for it, or change a constant.") from error
+    return stream
+
+
 @contextlib.contextmanager
 def run_folder(record, films, output_dir):
-    """A hidden folder to write into, which becomes OUTPUT_DIR/<name of the run> once it is complete.
+    """A folder to write into, which becomes OUTPUT_DIR/<name of the run> once it is complete.
 
-    An earlier run of the same name stays until then. A run that fails leaves nothing, or what it has
-    where it failed after it was trained.
+    It is new/ in the hidden folder OUTPUT_DIR/.<name of the run>, beside the state of the training: what a
+    run that is stopped goes on from. An earlier run of the same name stays until the new one is complete.
+    Raises UserError where another process is at the same run.
     """
     folder = locate(output_dir) / name_run(record, films)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    work = folder.with_name(f".{folder.name}")
+    new, old = work / "new", work / "old"
     record["run_folder"] = shorten(folder)
-    say(record, "run folder", f"{shorten(folder)}, once the run is complete")
-    try:
-        (scratch / "new").mkdir()
-        yield scratch / "new"
+    with explain_write_errors(folder), lock(folder.parent / ".cache" / f"{folder.name}.lock"):
+        if old.exists() and not folder.exists():  # killed between the two renames below
+            old.rename(folder)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        new.mkdir(parents=True)
+        say(record, "run folder", f"{shorten(folder)}, once the run is complete")
+        try:
+            yield new
+        except BaseException:
+            if not any(work.glob("*.state")):  # nothing to go on from
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        for file in new.rglob("*.*"):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
         if folder.exists():
-            folder.rename(scratch / "old")
-        (scratch / "new").rename(folder)
-    finally:
-        if (scratch / "new" / "model.keras").exists():
-            print(f"the trained model and what else there is of the run are kept in {scratch}")
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(work, ignore_errors=True)
     say(record, "finished", f"in {sum(record['seconds'].values()) / 60:.1f} minutes: {shorten(folder)}")
 
 
+def name_state(record, folder):
+    """The file from which training goes on; another release or another common.py may not go on from it."""
+    code = hashlib.sha256(json.dumps(record["versions"]).encode() + Path(__file__).read_bytes())
+    return folder.parent / f"{code.hexdigest()[:12]}.state"
+
+
+def state_of(model):
+    """All variables that an epoch changes: weights, the dropout's place in its random numbers, the optimizer's."""
+    return [*model.variables, *model.optimizer.variables]
+
+
+def save_state(model, history, file):
+    """Write the history, a row of metrics for each finished epoch, and all variables."""
+    with write_aside(file) as stream:
+        for array in (history, *map(np.asarray, state_of(model))):
+            np.save(stream, array)
+
+
+def load_state(model, file):
+    """Put back all variables; returns the rows of the history, none where there is no such file."""
+    if not file.exists():
+        return []
+    with file.open("rb") as stream:
+        history = np.load(stream)
+        for variable in state_of(model):
+            variable.assign(np.load(stream))
+    return history.tolist()
+
+
 @stage
-def train(record, model, training, validation, epochs, steps):
+def train(record, model, training, validation, epochs, steps, folder):
     """Fit all epochs, keep the last; a table of epoch, loss, accuracy, val_loss, val_accuracy.
 
-    Nothing is chosen on the validation side. Raises UserError where the loss is not finite.
+    Nothing is chosen on the validation side. After every epoch, the state is saved beside `folder`, and
+    the next call goes on from it as if it had never stopped. Raises UserError where the loss is not finite.
     """
+    columns, state = ["loss", "accuracy", "val_loss", "val_accuracy"], name_state(record, folder)
+    model.optimizer.build(model.trainable_variables)
+    rows = load_state(model, state)
+    if rows:
+        where = f"at epoch {len(rows) + 1}" if len(rows) < epochs else "after the last epoch"
+        record["continued"] = f"{where} of {epochs}"
+        say(record, "continuing", record["continued"])
+
+    def keep(epoch, metrics):
+        rows.append([metrics[name] for name in columns])
+        save_state(model, rows, state)
+
     stop = keras.callbacks.TerminateOnNaN(raise_error=True)
     try:
-        fitted = model.fit(training, epochs=epochs, steps_per_epoch=steps, validation_data=validation,
-                           shuffle=False, callbacks=[stop])
+        if len(rows) < epochs:
+            model.fit(training(len(rows)), epochs=epochs, initial_epoch=len(rows), steps_per_epoch=steps,
+                      validation_data=validation, shuffle=False,
+                      callbacks=[stop, keras.callbacks.LambdaCallback(on_epoch_end=keep)])
         if not all(np.isfinite(weight).all() for weight in model.get_weights()):
             raise RuntimeError("NaN in the weights, which a ReLU can hide from the loss")
     except RuntimeError as error:
         if "NaN" not in str(error):
             raise
+        state.unlink(missing_ok=True)
         raise UserError(f"training left the finite numbers ({error}): lower LEARNING_RATE.") from error
-    history = pd.DataFrame(fitted.history)[["loss", "accuracy", "val_loss", "val_accuracy"]]
+    history = pd.DataFrame(rows, columns=columns)
     history.insert(0, "epoch", range(1, epochs + 1))
     return history
 
@@ -1260,7 +1469,8 @@ def save_figure(record, figure, path):
     if record["note"]:
         note = textwrap.fill(record["note"].upper(), int(12 * figure.get_figwidth()))
         figure.supxlabel(note, fontsize=8, color="firebrick", fontweight="bold")
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings(action="ignore"):  # of characters in a file name that no font here has
+        figure.savefig(path, dpi=120)
 
 
 def draw_training_curves(record, history, path):
@@ -1563,9 +1773,8 @@ def compare(output_dir):
     for name, part in parts.items():
         page = page.replace(f"<!--{name}-->", part)
     for name, text in (("runs.csv", table.to_csv(index=False, lineterminator="\n")), ("report.html", page)):
-        aside = output_dir / f".{name}.{os.getpid()}"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(output_dir / name)
+        with explain_write_errors(output_dir / name), write_aside(output_dir / name) as stream:
+            stream.write(text.encode())
 
 
 # ---- one new image -----------------------------------------------------------------------------
@@ -1579,7 +1788,7 @@ def predict(model_path, image_path, lesion_box=""):
     """
     model_path = locate(model_path)
     try:
-        model = keras.models.load_model(model_path)
+        model = keras.models.load_model(model_path, safe_mode=True)
         crop = json.loads(model_path.with_name("settings.json").read_text("utf-8"))["constants"]["CROP"]
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{model_path} and the settings.json beside it cannot be loaded: {error}") from error

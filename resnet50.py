@@ -52,7 +52,7 @@ def main():
     pretrained = common.load_weights(record, backbone, WEIGHTS, IMAGENET_URL, IMAGENET_MD5)
     model = common.build_model(record, backbone, pretrained, UNFROZEN_FRACTION, LEARNING_RATE)
     with common.run_folder(record, films, OUTPUT_DIR) as folder:
-        history = common.train(record, model, training, validation, EPOCHS, steps)
+        history = common.train(record, model, training, validation, EPOCHS, steps, folder)
         common.save_model(record, model, folder)
         predictions, metrics, band = common.evaluate(record, model, validation, films)
         cases = common.explain(record, model, images, films, predictions, metrics)

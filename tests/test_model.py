@@ -1,6 +1,9 @@
 """Backbones, weights, freezing, metrics and Grad-CAM, each against a reference."""
+import contextlib
 import hashlib
 import math
+import socket
+import threading
 from types import SimpleNamespace
 
 import keras
@@ -171,6 +174,59 @@ def test_a_foreign_file_in_the_cache_is_named_and_kept(record, tmp_path, monkeyp
     assert cached.read_text() == "mine"
 
 
+@pytest.fixture
+def serve():
+    """A server on this machine that answers with the bytes it is given, or with nothing at all."""
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+
+        def answer(content):
+            def wait():
+                with contextlib.suppress(OSError):
+                    while True:
+                        client = stack.enter_context(server.accept()[0])
+                        client.recv(10_000)
+                        if content:
+                            client.sendall(content)
+                            client.close()
+
+            threading.Thread(target=wait, daemon=True).start()
+            return f"http://127.0.0.1:{server.getsockname()[1]}/weights.h5"
+
+        yield answer
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "timed out"), (b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", "got only 4 out of 1000"),
+     (b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nelse", "does not match"), (b"HTTP/1.0 404 No\r\n\r\n", "No")],
+    ids=["swallows packets", "breaks off", "another file", "not there"],
+)
+def test_a_download_that_fails_leaves_nothing(record, monkeypatch, tmp_path, serve, content, words):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    patience = []
+    set_timeout = socket.setdefaulttimeout
+    monkeypatch.setattr(common.socket, "setdefaulttimeout", lambda s: (patience.append(s), set_timeout(1)))
+    try:
+        with pytest.raises(common.UserError, match=rf"cannot be downloaded \(.*{words}.*set WEIGHTS to the path"):
+            common.load_weights(record, tiny_backbone(), "imagenet", serve(content), MD5)
+    finally:
+        set_timeout(None)
+    assert patience == [20]
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+
+
+def test_a_download_is_kept_once_it_is_whole(monkeypatch, tmp_path, serve):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    url = serve(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nfile")
+    md5 = hashlib.md5(b"file").hexdigest()
+    path, reason = common.fetch_imagenet(url, md5)
+    assert (path, reason) == (tmp_path / "home" / "models" / "weights.h5", "")
+    assert path.read_bytes() == b"file"
+    assert common.fetch_imagenet("http://nowhere.invalid/weights.h5", md5) == (path, "")
+
+
 def test_weights_none_is_random_and_says_so(record):
     assert not common.load_weights(record, tiny_backbone(), None, URL, MD5)
     assert record["note"] == "random weights, not pretrained"
@@ -181,12 +237,13 @@ def test_weights_none_is_random_and_says_so(record):
 
 
 @pytest.mark.parametrize("learning_rate", [1e38, 1e20])
-def test_training_that_diverges_stops_with_a_sentence(record, learning_rate):
+def test_training_that_diverges_stops_with_a_sentence(record, learning_rate, tmp_path):
     model = common.build_model(record, tiny_backbone(), False, 1.0, learning_rate)
     images = np.random.default_rng(0).uniform(0, 255, (4, 224, 224, 3)).astype(np.float32)
     dataset = tf.data.Dataset.from_tensors((images, np.array([0, 1, 0, 1])))
     with pytest.raises(common.UserError, match=r"left the finite numbers.*LEARNING_RATE"):
-        common.train(record, model, dataset.repeat(5), dataset, 1, 5)
+        common.train(record, model, lambda first: dataset.repeat(5), dataset, 1, 5, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == [], "nothing to go on from"
 
 
 # ---- Grad-CAM ----------------------------------------------------------------------------------
@@ -255,7 +312,8 @@ def test_the_shown_cases_carry_their_own_image_map_and_boxes(record):
     logit = keras.layers.Dense(1, name="logit")(keras.layers.GlobalAveragePooling2D()(maps))
     model = keras.Model(inputs, keras.layers.Activation("sigmoid")(logit))
     images = rng.integers(0, 256, (30, 224, 224), np.uint8)
-    films = pd.DataFrame({"lesion_box": [f"{n}:0:10:10" for n in range(30)], "width": 100, "height": 50})
+    films = pd.DataFrame({"lesion_box": [f"{n}:0:10:10" for n in range(30)]})
+    films[common.CUT] = 0, 0, 100, 50
     held_out = np.arange(5, 30)  # the places in the table are not the places in the validation side
     predictions = pd.DataFrame({"label": rng.choice(common.CLASSES, 25), "probability": rng.random(25)}, held_out)
     predictions["predicted"] = np.take(common.CLASSES, predictions["probability"] >= 0.5)

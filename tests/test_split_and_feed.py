@@ -124,12 +124,13 @@ def test_epochs_differ_and_can_be_drawn_again():
 
 @pytest.fixture
 def fed(record):
-    """feed() on 30 random images of 17 patients or so."""
+    """feed() on 30 random images of 17 patients or so, its training from epoch `first`."""
     films = common.split_patients(record, make_films(patients=30), 0, 0)
     images = np.random.default_rng(0).integers(0, 256, (len(films), 224, 224), np.uint8)
 
-    def call(epochs=2, seed=0):
-        return films, images, *common.feed(record, images, films, epochs, 13, seed)
+    def call(epochs=2, seed=0, first=0):
+        training, *others = common.feed(record, images, films, epochs, 13, seed)
+        return films, images, training(first), *others
 
     return call
 
@@ -155,6 +156,7 @@ def test_training_is_reproducible_whatever_the_threads_and_new_in_every_epoch(fe
     assert one[0].min() >= 0
     assert one[0].max() <= 255
     assert not np.array_equal(one[0], collect(fed(seed=1)[2])[0])
+    assert np.array_equal(collect(fed(first=1)[2])[0], one[0][draws:]), "an epoch does not depend on those before"
 
 
 def test_training_shows_the_training_side_only_with_its_own_labels(fed, monkeypatch):

@@ -170,8 +170,9 @@ def explain_write_errors(place):
     try:
         yield
     except OSError as error:
-        raise UserError(f"{place} cannot be written ({error.strerror or error}): mend that, or choose another"
-                        " OUTPUT_DIR; the same command goes on from the last finished epoch.") from error
+        reason = error.strerror or "the disk may be full"
+        raise UserError(f"{place} cannot be written ({reason}): mend that, or choose another OUTPUT_DIR; the same"
+                        " command goes on from the last finished epoch.") from error
 
 
 @contextlib.contextmanager
@@ -713,7 +714,8 @@ def stamp(path):
 def open_cache(file):
     """(index, records): a table of the films that were read before, and a memory map of their RECORDs.
 
-    Empty where there is no such file. It holds the records, the index as CSV, and the number of records.
+    Empty where there is no such file, or a damaged one. It holds the records, the index as CSV, and the
+    number of records.
     """
     try:
         with file.open("rb") as stream:
@@ -721,9 +723,9 @@ def open_cache(file):
             records = np.memmap(stream, RECORD, "r", shape=int.from_bytes(stream.read(), "little"))
             stream.seek(records.nbytes)
             table = io.BytesIO(stream.read()[:-8])
-        kinds = dict.fromkeys([*KEY, "format", "sha256"], str) | dict.fromkeys(CUT, int)
-        return pd.read_csv(table, keep_default_na=False, dtype=kinds), records
-    except FileNotFoundError:
+        kinds = dict.fromkeys(KEY, str) | dict.fromkeys(CUT, int) | dict.fromkeys(["format", "sha256"], str)
+        return pd.read_csv(table, keep_default_na=False, dtype=kinds)[list(kinds)], records
+    except (OSError, ValueError, KeyError, OverflowError):
         return pd.DataFrame(columns=[*KEY, *CUT, "format", "sha256"], dtype=str), np.empty(0, RECORD)
 
 
@@ -793,7 +795,7 @@ def read_images(record, films):
     index, records = open_cache(file)
     known = films[KEY].merge(index[KEY]).shape[0]
     say(record, "cache", f"{known} of {len(films)} images were read before: {shorten(file)}")
-    while not index[KEY].equals(films[KEY]):  # until no other run has put another table in its place
+    while index[KEY].to_numpy().tolist() != films[KEY].to_numpy().tolist():  # or another run has put its own there
         del records
         with muted_stderr():  # image libraries write to it whatever they find
             bad = fill_cache(file, films, folder, crop)
@@ -1787,6 +1789,8 @@ def predict(model_path, image_path, lesion_box=""):
     UserError where it, or the model, or the settings.json beside the model cannot be read.
     """
     model_path = locate(model_path)
+    if model_path.suffix != ".keras":  # older formats may hold code
+        raise UserError(f"{model_path} is no model.keras of a run.")
     try:
         model = keras.models.load_model(model_path, safe_mode=True)
         crop = json.loads(model_path.with_name("settings.json").read_text("utf-8"))["constants"]["CROP"]

@@ -469,6 +469,18 @@ def test_a_deleted_cache_is_made_again_and_one_in_use_stays_readable(collection,
     assert np.array(images).any()
 
 
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: content[9:],
+                                    lambda content: content[:-8] + b"\xff" * 8])
+def test_a_damaged_cache_is_made_again(collection, record, monkeypatch, damage):
+    _, _, images, _ = collection(monkeypatch)
+    images = np.array(images)
+    (cache,) = (common.locate(record["constants"]["OUTPUT_DIR"]) / ".cache").iterdir()
+    cache.write_bytes(damage(cache.read_bytes()))
+    opened, _, again, _ = collection(monkeypatch)
+    assert len(opened) == 6
+    assert np.array_equal(images, again)
+
+
 def test_good_films_are_kept_when_others_are_bad(collection, monkeypatch, film, tmp_path):
     (tmp_path / "benign" / "bad.png").write_text("no film")
     with pytest.raises(common.UserError, match=r"1 of 7 images(.|\n)*\n  benign/bad.png: not an image"):

@@ -229,6 +229,8 @@ def test_predict_reads_a_film_as_training_does(film, tmp_path, how):
     cam = common.make_gradcam(model, "maps", pixels, np.array([probability >= 0.5]))[0]
     assert np.array_equal(overlay, common.lay_over(image, cam))
     assert cv2.imwrite(str(tmp_path / "overlay.png"), overlay)
+    with pytest.raises(common.UserError, match=r"old\.h5 is no model\.keras"):
+        common.predict(tmp_path / "old.h5", tmp_path / "film.png")
     with pytest.raises(common.UserError, match=r"nothing\.keras"):
         common.predict(tmp_path / "nothing.keras", tmp_path / "film.png")
     if crop == "lesion":

@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import platform
 import posixpath
@@ -851,6 +852,8 @@ def group_copies(record, films, prints):
     to another shape (on circles that are round in the 224 x 224 image), re-encoded, brightened or darkened.
     """
     found = [find_pairs(prints[:, 0], COPY_CORRELATION), find_pairs(prints[:, 1], RESHAPED_CORRELATION)]
+    if isinstance(prints, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        prints._mmap.madvise(mmap.MADV_DONTNEED)  # they are not needed again, and count as resident memory
     pairs = np.unique(np.sort(np.concatenate(found)), axis=0)
     siblings = pd.Series(films.index).groupby(films["patient_id"].to_numpy()).transform("min")
     root = list(range(len(films)))

@@ -66,7 +66,7 @@ def start_training(data, outputs):
     after_copies = resident()
     training, _, _ = common.feed(record, images, films, 1, 13, 0)
     model = common.build_model(record, resnet50.build_backbone(), False, 0.5, 1e-4)
-    model.fit(training(0), steps_per_epoch=2, verbose=0)
+    model.fit(training(0), steps_per_epoch=2, shuffle=False, verbose=0)
     return {"images": len(films), "reading": after_reading, "copies": after_copies, "training": resident(),
             "seconds": record["seconds"]}
 

@@ -691,7 +691,6 @@ def read_image(path, crop=None, lesion_box=""):
 # an edit of any of these makes the cache anew
 READERS = (guess_depth, read_dicom, read_picture, read_film, find_breast, read_boxes, cut_square, crop_film,
            fingerprint, read_image)
-RECORD = np.dtype([("image", np.uint8, (IMAGE_SIZE, IMAGE_SIZE)), ("prints", np.complex64, (2, RINGS, WAVES))])
 KEY = ["path", "stamp", "box"]  # by which a film is known again
 CUT = ["left", "top", "width", "height"]
 
@@ -713,21 +712,23 @@ def stamp(path):
 
 
 def open_cache(file):
-    """(index, records): a table of the films that were read before, and a memory map of their RECORDs.
+    """(index, images, prints): a table of the films that were read before, and memory maps of both.
 
-    Empty where there is no such file, or a damaged one. It holds the records, the index as CSV, and the
-    number of records.
+    Empty where there is no such file, or a damaged one. It holds the images, the prints, the index as
+    CSV, and how many there are.
     """
     try:
         with file.open("rb") as stream:
             stream.seek(-8, os.SEEK_END)
-            records = np.memmap(stream, RECORD, "r", shape=int.from_bytes(stream.read(), "little"))
-            stream.seek(records.nbytes)
+            count = int.from_bytes(stream.read(), "little")
+            images = np.memmap(stream, np.uint8, "r", shape=(count, IMAGE_SIZE, IMAGE_SIZE))
+            prints = np.memmap(stream, np.complex64, "r", images.nbytes, (count, 2, RINGS, WAVES))
+            stream.seek(images.nbytes + prints.nbytes)
             table = io.BytesIO(stream.read()[:-8])
         kinds = dict.fromkeys(KEY, str) | dict.fromkeys(CUT, int) | dict.fromkeys(["format", "sha256"], str)
-        return pd.read_csv(table, keep_default_na=False, dtype=kinds)[list(kinds)], records
+        return pd.read_csv(table, keep_default_na=False, dtype=kinds)[list(kinds)], images, prints
     except (OSError, ValueError, KeyError, OverflowError):
-        return pd.DataFrame(columns=[*KEY, *CUT, "format", "sha256"], dtype=str), np.empty(0, RECORD)
+        return pd.DataFrame(columns=[*KEY, *CUT, "format", "sha256"], dtype=str), [], []
 
 
 def fill_cache(file, films, folder, crop):
@@ -735,7 +736,7 @@ def fill_cache(file, films, folder, crop):
 
     Nothing but the index stays in memory. Returns the reasons of those that cannot be read.
     """
-    index, known = open_cache(file)
+    index, images, prints = open_cache(file)
     places = {key: row for row, key in enumerate(zip(*(index[name] for name in KEY), strict=True))}
     rows, bad, done = [], [], 0
     keys = list(films[KEY].itertuples(index=False))
@@ -743,25 +744,27 @@ def fill_cache(file, films, folder, crop):
 
     def read_or_reuse(key):
         if (row := places.get(key)) is not None:
-            return known[row], tuple(index.iloc[row])
+            return images[row], prints[row], tuple(index.iloc[row])
         try:
-            image, cut, words, prints = read_image(folder / key.path, crop, key.box)
+            image, cut, words, both = read_image(folder / key.path, crop, key.box)
         except UserError as error:
-            return None, (key.path, str(error))
-        found = np.array((image, prints), RECORD)
-        return found, (*key, *cut, words, hashlib.sha256(image).hexdigest())
+            return None, None, (key.path, str(error))
+        return image, both, (*key, *cut, words, hashlib.sha256(image).hexdigest())
 
     pool = ThreadPoolExecutor(os.cpu_count())  # OpenCV decodes outside Python's lock
     try:
-        with explain_write_errors(file), write_aside(file) as stream:
-            for found, row in pool.map(read_or_reuse, keys):
-                if found is None:
+        with explain_write_errors(file), write_aside(file) as stream, tempfile.TemporaryFile(dir=file.parent) as second:
+            for image, both, row in pool.map(read_or_reuse, keys):
+                if image is None:
                     bad.append(row)
                 else:
-                    stream.write(found.tobytes())
+                    stream.write(image.tobytes())
+                    second.write(both.tobytes())
                     rows.append(row)
-                if found is None or row[:3] not in places:
+                if image is None or row[:3] not in places:
                     bar.update(done := done + 1)
+            second.seek(0)
+            shutil.copyfileobj(second, stream)
             stream.write(pd.DataFrame(rows, columns=index.columns).to_csv(index=False).encode())
             stream.write(len(rows).to_bytes(8, "little"))
     finally:
@@ -793,11 +796,11 @@ def read_images(record, films):
         box=films["lesion_box"].to_numpy() if crop == "lesion" else "")
     file, listing = name_cache(folder, crop, locate(output_dir)), locate(output_dir) / "bad_images.csv"
     listing.unlink(missing_ok=True)  # of an earlier run
-    index, records = open_cache(file)
+    index, images, prints = open_cache(file)
     known = films[KEY].merge(index[KEY]).shape[0]
     say(record, "cache", f"{known} of {len(films)} images were read before: {shorten(file)}")
     while index[KEY].to_numpy().tolist() != films[KEY].to_numpy().tolist():  # or another run has put its own there
-        del records
+        del images, prints
         with muted_stderr():  # image libraries write to it whatever they find
             bad = fill_cache(file, films, folder, crop)
         if bad:
@@ -806,11 +809,11 @@ def read_images(record, films):
             lines = list_some([": ".join(reason) for reason in bad])
             raise UserError(f"{len(bad)} of {len(films)} images cannot be used; mend or remove them"
                             f" (all are in {shorten(listing)}): {lines}")
-        index, records = open_cache(file)
+        index, images, prints = open_cache(file)
     films = films.drop(columns=["stamp", "box"]).assign(**index.drop(columns=KEY))
     record["formats"] = films["format"].value_counts().to_dict()
     say(record, "images", "read as " + ", ".join(f"{n} x {kind}" for kind, n in record["formats"].items()))
-    return films, records["image"], records["prints"]
+    return films, images, prints
 
 
 # ---- find copies -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import html
-import inspect
+import importlib.metadata
 import io
 import itertools
 import json
@@ -38,6 +38,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+SOURCE = Path(__file__).read_text(encoding="utf-8")  # as it runs, whatever an editor writes meanwhile
 
 
 def stop_on_signals():
@@ -55,13 +56,15 @@ def stop_on_signals():
     def wait():
         with mouth:  # which would be closed if nothing referred to it
             number = ear.recv(1)[0]
-        print("\nstopped: run the same command to go on from the last finished epoch", flush=True)
-        os._exit(128 + number)
+        try:
+            print("\nstopped: run the same command to go on from the last finished epoch", flush=True)
+        finally:  # whoever listened may be gone
+            os._exit(128 + number)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-if Path(sys.argv[0]).resolve().parent == HERE:  # a script of this folder runs, nobody's session or test
+if Path(sys.argv[0]).resolve() in HERE.glob("*.py"):  # a script of this folder runs, nobody's session or test
     stop_on_signals()
 
 
@@ -115,7 +118,7 @@ DROPOUT = 0.3  # share of these units that a training step leaves out
 
 PHANTOMS = HERE / "data" / "phantoms"
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
-LESION_BOXES = r"(\d+:\d+:[1-9]\d*:[1-9]\d*(\|(?!$)|$))*"  # x:y:width:height in pixels, several joined by |
+LESION_BOXES = r"(\d{1,6}:\d{1,6}:[1-9]\d{,5}:[1-9]\d{,5}(\|(?!$)|$))*"  # x:y:width:height in pixels, joined by |
 OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
 FOLDS = 5
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
@@ -269,17 +272,21 @@ def start(constants):
         tempfile.TemporaryFile(dir=output_dir).close()
     except OSError as error:
         raise UserError(f"OUTPUT_DIR: nothing can be written to {output_dir} ({error.strerror}).") from error
-    for left in output_dir.rglob(f".*{ASIDE}"):  # by a run that was killed while it wrote
-        if time.time() - left.stat().st_mtime > 24 * 60 * 60:
-            left.unlink(missing_ok=True)
+    for left in itertools.chain(output_dir.glob(f".*{ASIDE}"), output_dir.glob(f".*/.*{ASIDE}")):
+        with contextlib.suppress(OSError):  # of a run that was killed while it wrote; or somebody else's
+            if time.time() - left.stat().st_mtime > 24 * 60 * 60:
+                left.unlink()
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     modules = (tf, keras, np, pd, matplotlib, sklearn, cv2)
+    versions = {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules}
+    versions |= {package.name: package.version for package in importlib.metadata.distributions()
+                 if package.name.startswith(("pydicom", "pylibjpeg"))}
     record = {
         "note": "",  # what every figure and file of the run has to say about it
         "constants": {name: constants[name] for name in CONSTANTS},
         "augmentation": {"BRIGHTNESS": BRIGHTNESS, "CONTRAST": CONTRAST, "SATURATION": SATURATION},
         "head": {"HEAD_UNITS": HEAD_UNITS, "DROPOUT": DROPOUT},
-        "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules},
+        "versions": versions,
         "device": ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or f"CPU, {os.cpu_count()} cores",
         "seconds": {},
         "console": [],
@@ -318,14 +325,6 @@ def import_pydicom():
     return pydicom
 
 
-def is_text(name):
-    """Whether a name can be written: file systems also allow bytes that are no character."""
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
-
-
 def read_folders(record, root):
     """Table of the images in class folders: path, label, split ("" where the folders give none)."""
     below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
@@ -353,8 +352,6 @@ def read_folders(record, root):
                         rows.append((path.relative_to(root).as_posix(), label, split))
                     else:
                         skipped[path.suffix.lower() or "files without suffix"] += 1
-    if odd := [ascii(row[0]) for row in rows if not is_text(row[0])]:
-        raise UserError(f"{root}: {len(odd)} names are not in UTF-8; rename these files: {list_some(odd)}")
     skipped = +skipped
     if skipped:
         kinds = ", ".join(f"{count} x {suffix}" for suffix, count in sorted(skipped.items()))
@@ -376,6 +373,8 @@ def read_labels(record, file):
     except (ValueError, OSError, Warning) as error:
         raise UserError(f"{file} cannot be read as comma-separated values in UTF-8: {error}.") from error
     table.columns = table.columns.str.strip().str.lower()
+    if table.columns.has_duplicates:
+        raise UserError(f"{file} has two columns of one name: {', '.join(table.columns)}.")
     if missing := [name for name in ("path", "label") if name not in table]:
         raise UserError(f"{file} has no column {' and no column '.join(missing)}; it has {', '.join(table)}.")
     table = table[[name for name in ("path", "label", "patient_id", "split", "lesion_box") if name in table]]
@@ -433,6 +432,7 @@ def name_patients(record, table, folder):
     tags = tags[tags != ""]
     for pattern in PATIENT_PATTERNS.values():
         fill("PatientID", tags.str.extract(pattern)[0].dropna())
+    fill("PatientID", tags[tags.isin(patients)])  # those that the table has for other images
     fill("PatientID", pd.Series([f"dicom_{code + 1:05d}" for code in pd.factorize(tags)[0]], tags.index))
     record["patients_from"] = sources.replace("", "nowhere").value_counts().to_dict()
     for source, count in record["patients_from"].items():
@@ -456,7 +456,14 @@ def find_images(record, data_dir):
     if not folder.is_dir():
         raise UserError(f"DATA_DIR is {str(data_dir)!r}, but there is no folder {folder}. It may be:{LAYOUTS}")
     labels = folder / "labels.csv"
-    table = read_labels(record, labels) if labels.is_file() else read_folders(record, folder)
+    try:
+        table = read_labels(record, labels) if labels.is_file() else read_folders(record, folder)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be opened ({error.strerror}): mend its rights.") from error
+    odd = [ascii(path) for path in table["path"] if "\r" in path or path.encode(errors="replace").decode() != path]
+    if odd:
+        raise UserError(f"{folder}: {len(odd)} names are not in UTF-8 or hold a carriage return; rename them:"
+                        f" {list_some(odd)}")
     for name in CLASSES:
         if name not in set(table["label"]):
             raise UserError(f"DATA_DIR {folder} holds no {name} image. It may be:{LAYOUTS}")
@@ -512,7 +519,11 @@ def read_dicom(path):
     levels = pydicom.pixels.apply_modality_lut(np.arange(lowest, lowest + 2**bits), data)
     shown, words = pydicom.pixels.apply_voi_lut(levels, data), ""
     if shown is levels:
-        depth = bits if bits < 16 and grey.max() < 2**bits else guess_depth(grey)
+        if lowest:  # of a signed film, few of the values below 0 are in use
+            grey -= grey.min().clip(max=-lowest)
+        depth = bits if not lowest and bits < 16 and grey.max() < 2**bits else guess_depth(grey)
+        if levels[0] > levels[-1]:
+            grey = np.uint16(2**depth - 1) - grey
     else:
         words = " with VOI LUT" if data.get("VOILUTSequence") else " with window"
         if tables := data.get("VOILUTSequence") or data.get("ModalityLUTSequence"):
@@ -561,11 +572,11 @@ def read_film(path):
 
     Raises UserError with the reason.
     """
-    if not path.is_file():
-        raise UserError("no file: a pipe, or a link that leads nowhere")
-    if path.stat().st_size > 16 * MOST_PIXELS:
-        raise UserError(f"a file of {path.stat().st_size:,} bytes, too large for a film")
     try:
+        if not path.is_file():
+            raise UserError("no file: a pipe, or a link that leads nowhere")
+        if path.stat().st_size > 16 * MOST_PIXELS:
+            raise UserError(f"a file of {path.stat().st_size:,} bytes, too large for a film")
         grey, depth, words = read_dicom(path) if is_dicom(path) else read_picture(path)
     except UserError:
         raise
@@ -642,8 +653,6 @@ def crop_film(grey, depth, crop, lesion_box):
         width, height = ((boxes[:, :2] + boxes[:, 2:]).max(axis=0) - (left, top)).tolist()
         side = math.ceil(max(width, height) * (1 + 2 * SURROUNDINGS))
     left, top = left - (side - width) // 2, top - (side - height) // 2
-    if left >= grey.shape[1] or top >= grey.shape[0] or left + side <= 0 or top + side <= 0:
-        raise UserError("its lesion_box lies outside the film of {1} x {0} pixels".format(*grey.shape))
     return cut_square(grey, left, top, side), (left, top, side, side)
 
 
@@ -679,6 +688,9 @@ def read_image(path, crop=None, lesion_box=""):
     Raises UserError with the reason.
     """
     grey, depth, words = read_film(path)
+    for x, y, width, height in read_boxes(lesion_box):
+        if x + width > grey.shape[1] + 2 or y + height > grey.shape[0] + 2:  # 2 for rounding
+            raise UserError("its lesion_box reaches beyond the film of {1} x {0} pixels".format(*grey.shape))
     to_bytes = 255 / (2**depth - 1)
     whole, (_, _, width, height) = crop_film(grey, depth, None, "")
     image, cut = (whole, (0, 0, width, height)) if crop is None else crop_film(grey, depth, crop, lesion_box)
@@ -688,17 +700,15 @@ def read_image(path, crop=None, lesion_box=""):
     return image, cut, words, np.stack([fingerprint(whole, (height, width)), fingerprint(whole, (1, 1))])
 
 
-# an edit of any of these makes the cache anew
-READERS = (guess_depth, read_dicom, read_picture, read_film, find_breast, read_boxes, cut_square, crop_film,
-           fingerprint, read_image)
 KEY = ["path", "stamp", "box"]  # by which a film is known again
 CUT = ["left", "top", "width", "height"]
+INDEX = [*KEY, *CUT, "format", "sha256"]
 
 
-def name_cache(folder, crop, output_dir):
-    """The file that keeps what was read from `folder` in this way of reading."""
-    settings = [str(folder), crop, cv2.__version__, THUMB, BORDER, SURROUNDINGS, RINGS, ANGLES, WAVES]
-    settings += [inspect.getsource(reader) for reader in READERS]
+def name_cache(record, folder, crop, output_dir):
+    """The file that keeps what was read from `folder` in this way of reading, its code and releases included."""
+    settings = [str(folder), crop, THUMB, BORDER, SURROUNDINGS, RINGS, ANGLES, WAVES, record["versions"]]
+    settings.append(re.search("# ---- read images.*?# ---- find copies", SOURCE, re.DOTALL)[0])
     return output_dir / ".cache" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
@@ -715,7 +725,7 @@ def open_cache(file):
     """(index, images, prints): a table of the films that were read before, and memory maps of both.
 
     Empty where there is no such file, or a damaged one. It holds the images, the prints, the index as
-    CSV, and how many there are.
+    JSON, and how many there are.
     """
     try:
         with file.open("rb") as stream:
@@ -724,11 +734,10 @@ def open_cache(file):
             images = np.memmap(stream, np.uint8, "r", shape=(count, IMAGE_SIZE, IMAGE_SIZE))
             prints = np.memmap(stream, np.complex64, "r", images.nbytes, (count, 2, RINGS, WAVES))
             stream.seek(images.nbytes + prints.nbytes)
-            table = io.BytesIO(stream.read()[:-8])
-        kinds = dict.fromkeys(KEY, str) | dict.fromkeys(CUT, int) | dict.fromkeys(["format", "sha256"], str)
-        return pd.read_csv(table, keep_default_na=False, dtype=kinds)[list(kinds)], images, prints
-    except (OSError, ValueError, KeyError, OverflowError):
-        return pd.DataFrame(columns=[*KEY, *CUT, "format", "sha256"], dtype=str), [], []
+            rows = json.loads(stream.read()[:-8])
+        return pd.DataFrame(rows, columns=INDEX), images, prints
+    except (OSError, ValueError, OverflowError):
+        return pd.DataFrame(columns=INDEX, dtype=str), [], []
 
 
 def fill_cache(file, films, folder, crop):
@@ -737,6 +746,7 @@ def fill_cache(file, films, folder, crop):
     Nothing but the index stays in memory. Returns the reasons of those that cannot be read.
     """
     index, images, prints = open_cache(file)
+    known = index.astype(object).to_numpy().tolist()
     places = {key: row for row, key in enumerate(zip(*(index[name] for name in KEY), strict=True))}
     rows, bad, done = [], [], 0
     keys = list(films[KEY].itertuples(index=False))
@@ -744,28 +754,29 @@ def fill_cache(file, films, folder, crop):
 
     def read_or_reuse(key):
         if (row := places.get(key)) is not None:
-            return images[row], prints[row], tuple(index.iloc[row])
+            return images[row], prints[row], known[row]
         try:
             image, cut, words, both = read_image(folder / key.path, crop, key.box)
         except UserError as error:
             return None, None, (key.path, str(error))
-        return image, both, (*key, *cut, words, hashlib.sha256(image).hexdigest())
+        return image, both, [*key, *cut, words, hashlib.sha256(image).hexdigest()]
 
     pool = ThreadPoolExecutor(os.cpu_count())  # OpenCV decodes outside Python's lock
     try:
-        with explain_write_errors(file), write_aside(file) as stream, tempfile.TemporaryFile(dir=file.parent) as second:
+        with (explain_write_errors(file), write_aside(file) as stream,
+              tempfile.TemporaryFile(dir=file.parent) as other):
             for image, both, row in pool.map(read_or_reuse, keys):
                 if image is None:
                     bad.append(row)
                 else:
                     stream.write(image.tobytes())
-                    second.write(both.tobytes())
+                    other.write(both.tobytes())
                     rows.append(row)
-                if image is None or row[:3] not in places:
+                if image is None or tuple(row[:3]) not in places:
                     bar.update(done := done + 1)
-            second.seek(0)
-            shutil.copyfileobj(second, stream)
-            stream.write(pd.DataFrame(rows, columns=index.columns).to_csv(index=False).encode())
+            other.seek(0)
+            shutil.copyfileobj(other, stream)
+            stream.write(json.dumps(rows).encode())
             stream.write(len(rows).to_bytes(8, "little"))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -785,21 +796,24 @@ def read_images(record, films):
     folder = locate(folder)
     if crop == "lesion":
         films, left_out = films[films["lesion_box"] != ""], films[films["lesion_box"] == ""]
-        if films.empty:
-            raise UserError('CROP is "lesion", but no image has a lesion_box: add that column to labels.csv, or'
-                            ' set CROP to "breast" or None.')
+        if films["label"].nunique() < len(CLASSES):
+            raise UserError('CROP is "lesion", but no images of both classes have a lesion_box: add it to'
+                            ' labels.csv, or set CROP to "breast" or None.')
         record["without_box"] = left_out["path"].tolist()
         if len(left_out):
             say(record, "LEFT OUT", f'*** {len(left_out)} images without a lesion_box, as CROP is "lesion" ***')
     films = films.reset_index(drop=True).assign(
         stamp=[stamp(folder / path) for path in films["path"]],
-        box=films["lesion_box"].to_numpy() if crop == "lesion" else "")
-    file, listing = name_cache(folder, crop, locate(output_dir)), locate(output_dir) / "bad_images.csv"
-    listing.unlink(missing_ok=True)  # of an earlier run
+        box=films["lesion_box"].to_numpy())
+    file, listing = name_cache(record, folder, crop, locate(output_dir)), locate(output_dir) / "bad_images.csv"
+    with explain_write_errors(listing):
+        listing.unlink(missing_ok=True)  # of an earlier run
     index, images, prints = open_cache(file)
     known = films[KEY].merge(index[KEY]).shape[0]
     say(record, "cache", f"{known} of {len(films)} images were read before: {shorten(file)}")
-    while index[KEY].to_numpy().tolist() != films[KEY].to_numpy().tolist():  # or another run has put its own there
+    for _ in range(10):  # another run may put its own there
+        if index[KEY].to_numpy().tolist() == films[KEY].to_numpy().tolist():
+            break
         del images, prints
         with muted_stderr():  # image libraries write to it whatever they find
             bad = fill_cache(file, films, folder, crop)
@@ -810,6 +824,8 @@ def read_images(record, films):
             raise UserError(f"{len(bad)} of {len(films)} images cannot be used; mend or remove them"
                             f" (all are in {shorten(listing)}): {lines}")
         index, images, prints = open_cache(file)
+    else:
+        raise UserError(f"{file} cannot be read back: choose another OUTPUT_DIR, on a disk of this machine.")
     films = films.drop(columns=["stamp", "box"]).assign(**index.drop(columns=KEY))
     record["formats"] = films["format"].value_counts().to_dict()
     say(record, "images", "read as " + ", ".join(f"{n} x {kind}" for kind, n in record["formats"].items()))
@@ -1005,8 +1021,6 @@ def fetch_imagenet(url, md5):
     """
     name = url.rsplit("/", 1)[1]
     home = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"))
-    if not os.access(home.parent, os.W_OK):
-        home = Path(tempfile.gettempdir(), ".keras")
     cached = home / "models" / name
     if cached.is_file():
         if hashlib.md5(cached.read_bytes()).hexdigest() != md5:
@@ -1092,6 +1106,7 @@ def build_model(record, backbone, pretrained, unfrozen_fraction, learning_rate):
         "unfrozen_parameters": parameters,
         "trained_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "batch_norm": "inference mode" if pretrained else "trained where unfrozen",
+        "sha256": hashlib.sha256(model.to_json().encode()).hexdigest(),
     }
     say(record, "unfrozen", f"the top {unfrozen} of {len(backbone.layers)} layers of {backbone.name}, with"
         f" {parameters:,} of {total:,} parameters ({parameters / total:.1%})")
@@ -1102,10 +1117,11 @@ def build_model(record, backbone, pretrained, unfrozen_fraction, learning_rate):
 
 
 def name_run(record, films):
-    """<backbone>-unfrozen<percent>-<6 hex digits of all that decides the results>."""
+    """<backbone>-unfrozen<percent>-<6 hex digits of the settings, the network and the data>."""
     places = ("DATA_DIR", "OUTPUT_DIR", "WEIGHTS")  # what lies there counts, not where it lies
     settings = {name: value for name, value in record["constants"].items() if name not in places}
-    settings |= {key: record[key] for key in ("augmentation", "head")} | {"weights": record["weights"]["sha256"]}
+    settings |= {key: record[key] for key in ("augmentation", "head", "model")}
+    settings |= {"weights": record["weights"]["sha256"]}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(films.to_csv(index=False).encode())
     percent = 100 * record["constants"]["UNFROZEN_FRACTION"]
@@ -1126,7 +1142,7 @@ def lock(file):
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         stream.close()
-        raise UserError(f"another process is at {file.stem}: wait for it, or change a constant.") from error
+        raise UserError(f"another process is at {file.stem[1:]}: wait for it, or change a constant.") from error
     return stream
 
 
@@ -1142,7 +1158,7 @@ def run_folder(record, films, output_dir):
     work = folder.with_name(f".{folder.name}")
     new, old = work / "new", work / "old"
     record["run_folder"] = shorten(folder)
-    with explain_write_errors(folder), lock(folder.parent / ".cache" / f"{folder.name}.lock"):
+    with explain_write_errors(folder), lock(folder.with_name(f".{folder.name}.lock")):
         if old.exists() and not folder.exists():  # killed between the two renames below
             old.rename(folder)
         for left in (new, old):
@@ -1156,7 +1172,7 @@ def run_folder(record, films, output_dir):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         for file in new.rglob("*.*"):
-            with file.open("rb") as stream:
+            with file.open("r+b") as stream:
                 os.fsync(stream.fileno())
         if folder.exists():
             folder.rename(old)
@@ -1167,7 +1183,7 @@ def run_folder(record, films, output_dir):
 
 def name_state(record, folder):
     """The file from which training goes on; another release or another common.py may not go on from it."""
-    code = hashlib.sha256(json.dumps(record["versions"]).encode() + Path(__file__).read_bytes())
+    code = hashlib.sha256(json.dumps(record["versions"]).encode() + SOURCE.encode())
     return folder.parent / f"{code.hexdigest()[:12]}.state"
 
 
@@ -1177,7 +1193,7 @@ def state_of(model):
 
 
 def save_state(model, history, file):
-    """Write the history, a row of metrics for each finished epoch, and all variables."""
+    """Write the history, a row of metrics and seconds for each finished epoch, and all variables."""
     with write_aside(file) as stream:
         for array in (history, *map(np.asarray, state_of(model))):
             np.save(stream, array)
@@ -1202,16 +1218,19 @@ def train(record, model, training, validation, epochs, steps, folder):
     the next call goes on from it as if it had never stopped. Raises UserError where the loss is not finite.
     """
     columns, state = ["loss", "accuracy", "val_loss", "val_accuracy"], name_state(record, folder)
+    started = [time.perf_counter()]
     model.optimizer.build(model.trainable_variables)
     rows = load_state(model, state)
     if rows:
+        record["seconds"]["train, before it was stopped"] = round(sum(row[-1] for row in rows), 2)
         where = f"at epoch {len(rows) + 1}" if len(rows) < epochs else "after the last epoch"
         record["continued"] = f"{where} of {epochs}"
         say(record, "continuing", record["continued"])
 
     def keep(epoch, metrics):
-        rows.append([metrics[name] for name in columns])
+        rows.append([*(metrics[name] for name in columns), time.perf_counter() - started.pop()])
         save_state(model, rows, state)
+        started.append(time.perf_counter())
 
     stop = keras.callbacks.TerminateOnNaN(raise_error=True)
     try:
@@ -1226,7 +1245,7 @@ def train(record, model, training, validation, epochs, steps, folder):
             raise
         state.unlink(missing_ok=True)
         raise UserError(f"training left the finite numbers ({error}): lower LEARNING_RATE.") from error
-    history = pd.DataFrame(rows, columns=columns)
+    history = pd.DataFrame(rows, columns=[*columns, "seconds"])[columns]
     history.insert(0, "epoch", range(1, epochs + 1))
     return history
 
@@ -1595,6 +1614,17 @@ def save_model(record, model, folder):
 # ---- compare runs ------------------------------------------------------------------------------
 
 
+def tabulate_run(run):
+    """A row of runs.csv: settings, what they were measured on, and every metric with its interval."""
+    settings, metrics = run["settings"], run["metrics"]
+    row = {"run": run["name"], "backbone": settings["model"]["backbone"], "note": settings["note"]}
+    row |= {name.lower(): settings["constants"][name] for name in CONSTANTS if name != "OUTPUT_DIR"}
+    row |= {"images": metrics["validation_images"], "patients": metrics["validation_patients"]}
+    for name, (low, high) in metrics["ci95"].items():
+        row |= {name: metrics[name], f"{name}_low": low, f"{name}_high": high}
+    return row | {"minutes": round(sum(settings["seconds"].values()) / 60, 1)}
+
+
 def read_runs(output_dir):
     """The finished runs in OUTPUT_DIR by name: dicts of name, folder, settings, metrics, predictions, section.
 
@@ -1606,28 +1636,14 @@ def read_runs(output_dir):
         try:
             run = {"name": folder.name, "folder": folder, "settings": json.loads(file.read_text("utf-8"))}
             run["metrics"] = json.loads((folder / "metrics.json").read_text("utf-8"))
-            tables = [pd.read_csv(folder / name, dtype={"patient_id": str, "group": str})
+            tables = [pd.read_csv(folder / name, dtype={"patient_id": str, "group": str}, keep_default_na=False)
                       for name in ("predictions.csv", "split.csv")]
             run["predictions"] = tables[0].merge(tables[1][["path", "group"]], on="path")
-            run["section"] = show_run(run)
+            run["section"], run["row"] = show_run(run), tabulate_run(run)
             runs.append(run)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             print(f"{'skipped':<11} {shorten(folder)} in the comparison: {type(error).__name__} {error}")
     return runs
-
-
-def tabulate_runs(runs):
-    """A row per run: its settings, what it was measured on, and every metric with its interval."""
-    rows = []
-    for run in runs:
-        settings, metrics = run["settings"], run["metrics"]
-        row = {"run": run["name"], "backbone": settings["model"]["backbone"], "note": settings["note"]}
-        row |= {name.lower(): settings["constants"][name] for name in CONSTANTS if name != "OUTPUT_DIR"}
-        row |= {"images": metrics["validation_images"], "patients": metrics["validation_patients"]}
-        for name, (low, high) in metrics["ci95"].items():
-            row |= {name: metrics[name], f"{name}_low": low, f"{name}_high": high}
-        rows.append(row | {"minutes": round(sum(settings["seconds"].values()) / 60, 1)})
-    return pd.DataFrame(rows)
 
 
 def pool_folds(table):
@@ -1763,7 +1779,7 @@ def compare(output_dir):
     runs = read_runs(output_dir)
     if not runs:
         return
-    table = tabulate_runs(runs)
+    table = pd.DataFrame([run["row"] for run in runs])
     columns = ["run", "data_dir", "note", "unfrozen_fraction", "fold", "seed", "images", "patients", "minutes"]
     shown = table[columns].assign(
         **{name: [with_interval(run["metrics"], name) for run in runs] for name in CLAIMED})
@@ -1802,8 +1818,8 @@ def predict(model_path, image_path, lesion_box=""):
         crop = json.loads(model_path.with_name("settings.json").read_text("utf-8"))["constants"]["CROP"]
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{model_path} and the settings.json beside it cannot be loaded: {error}") from error
-    if crop == "lesion" and not read_boxes(lesion_box).size:
-        raise UserError(f"{model_path} was trained on lesions: give the lesion_box of {image_path} too.")
+    if not re.fullmatch(LESION_BOXES, lesion_box) or (crop == "lesion" and not lesion_box):
+        raise UserError(f"{model_path} with CROP = {crop!r} needs the lesion_box of {image_path}: x:y:width:height")
     image, *_ = read_image(locate(image_path), crop, lesion_box)
     pixels = to_rgb(image[None])
     probability = float(model.predict(pixels, verbose=0)[0, 0])

@@ -77,7 +77,7 @@ def test_labels_as_people_write_them(table_of):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "cannot be read as a table"),
+        ("", "cannot be read as comma-separated values"),
         ("file,class\na.png,benign\n", "no column path and no column label; it has file, class"),
         ("path,label\na.png,0\nb.png,normal\nc.png,benign\n", "but there is '0', 'normal'"),
         ("path,label,split\na.png,benign,train\nb.png,malignant,test\n", "split has to be .* 'test'"),

@@ -176,8 +176,14 @@ def test_monochrome1_is_inverted(dicom, ramp, bits):
     assert np.allclose(shown(path), 1 - ramp[1])
 
 
-def test_signed_pixels_start_at_their_lowest(dicom, ramp):
-    assert np.allclose(shown(dicom("film.dcm", ramp[0] - 2048, 12)), ramp[1])
+@pytest.mark.parametrize(("bits", "lowest"), [(12, -2048), (16, -2048), (16, 0)])
+def test_signed_pixels_start_at_their_lowest(dicom, ramp, bits, lowest):
+    path = dicom("film.dcm", ramp[0] + lowest, bits, PixelRepresentation=1)
+    assert np.allclose(shown(path), ramp[1])
+
+
+def test_a_falling_rescale_slope_turns_the_film_round(dicom, ramp):
+    assert np.allclose(shown(dicom("film.dcm", ramp[0], RescaleSlope=-1, RescaleIntercept=4095)), 1 - ramp[1])
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -264,6 +270,15 @@ def test_patients_come_from_patient_id_where_nothing_else_names_them(record, dic
     assert table["malignant/e.dcm"] == "P_00007"
     assert table["malignant/Calc-Test_P_00009_LEFT_CC.dcm"] == "P_00009"
     assert record["patients_from"] == {"PatientID": 4, "CBIS-DDSM": 1, "nowhere": 1}
+
+
+def test_a_patient_id_of_the_table_is_known_again_in_the_files(record, dicom, ramp, tmp_path):
+    for name in ("L.dcm", "R.dcm", "M.dcm"):
+        dicom(name, ramp[0], PatientID="P-17" if name != "M.dcm" else "P-18")
+    rows = ("path,label,patient_id", "L.dcm,benign,P-17", "R.dcm,benign,", "M.dcm,malignant,")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    assert find(record, tmp_path).set_index("path")["patient_id"].to_dict() == {
+        "L.dcm": "P-17", "R.dcm": "P-17", "M.dcm": "dicom_00001"}
 
 
 def test_no_identifying_tag_reaches_an_output(record, dicom, ramp, tmp_path, capsys):
@@ -372,8 +387,10 @@ def test_lesions_are_cut_out_with_their_surroundings(tmp_path, box, side):
 
 def test_a_lesion_outside_of_its_film_is_bad_input(tmp_path, film):
     film(tmp_path / "film.png")
-    with pytest.raises(common.UserError, match="its lesion_box lies outside the film of 40 x 60 pixels"):
-        common.read_image(tmp_path / "film.png", "lesion", "200:10:5:5")
+    for crop in ("lesion", "breast", None):
+        for box in ("200:10:5:5", "0:0:400:400", "1:1:5:5|30:10:50:5"):
+            with pytest.raises(common.UserError, match="its lesion_box reaches beyond the film of 40 x 60 pixels"):
+                common.read_image(tmp_path / "film.png", crop, box)
 
 
 def test_lesion_crop_needs_boxes_and_says_who_has_none(record, film, tmp_path):
@@ -385,7 +402,7 @@ def test_lesion_crop_needs_boxes_and_says_who_has_none(record, film, tmp_path):
     assert common.read_images(record, find(record, tmp_path))[0]["path"].tolist() == ["a.png", "c.png"]
     assert record["without_box"] == ["b.png", "d.png"]
     (tmp_path / "labels.csv").write_text(table.format(""))
-    with pytest.raises(common.UserError, match=r'^CROP is "lesion", but no image has a lesion_box'):
+    with pytest.raises(common.UserError, match=r'^CROP is "lesion", but no images of both classes have'):
         common.read_images(record, find(record, tmp_path))
 
 
@@ -442,23 +459,15 @@ def test_only_what_changed_is_read_anew(collection, film, monkeypatch, tmp_path)
     [lambda record, patch: record["constants"].update(CROP="breast"),
      lambda record, patch: patch.setattr(common, "RINGS", common.RINGS),
      lambda record, patch: patch.setattr(common, "THUMB", 200),
-     lambda record, patch: patch.setattr(common, "READERS", common.READERS[1:])],
-    ids=["CROP", "nothing", "THUMB", "code"],
+     lambda record, patch: patch.setattr(common, "SOURCE", common.SOURCE.replace("0.97 * thumb", "0.9 * thumb")),
+     lambda record, patch: patch.setattr(common, "SOURCE", common.SOURCE.replace("2000  # of", "100  # of")),
+     lambda record, patch: record["versions"].update(pydicom="0.1")],
+    ids=["CROP", "nothing", "THUMB", "code", "nothing that reads", "release"],
 )
 def test_another_way_of_reading_is_another_cache(collection, record, monkeypatch, change, request):
     collection(monkeypatch)
     change(record, monkeypatch)
     assert len(collection(monkeypatch)[0]) == (0 if "nothing" in request.node.name else 6)
-
-
-def test_all_code_that_decides_the_bytes_is_in_the_key():
-    used, found = set(), {"read_image"}
-    while found - used:
-        name = (found - used).pop()
-        used.add(name)
-        found |= {n for n in getattr(common, name).__code__.co_names
-                  if getattr(getattr(common, n, None), "__module__", "") == "common" and n != "UserError"}
-    assert used - {"is_dicom", "import_pydicom"} == {reader.__name__ for reader in common.READERS}
 
 
 def test_a_deleted_cache_is_made_again_and_one_in_use_stays_readable(collection, record, monkeypatch):

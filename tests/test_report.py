@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_read_is_said_and_left_out(write_run, tmp_path, 
 def test_folds_of_one_setting_are_pooled_and_settings_are_not(write_run, tmp_path):
     folders = [write_run(f"vgg16-unfrozen50-{n}", fold=n, seed=n) for n in range(3)]
     write_run("vgg16-unfrozen60-3", UNFROZEN_FRACTION=0.6)
-    (row,) = common.pool_folds(common.tabulate_runs(common.read_runs(tmp_path))).to_dict("records")
+    (row,) = common.pool_folds(pd.DataFrame([run["row"] for run in common.read_runs(tmp_path)])).to_dict("records")
     aucs = [json.loads((folder / "metrics.json").read_text())["auc"] for folder in folders]
     assert row["folds"] == "0, 1, 2"
     assert row["auc"] == f"{np.mean(aucs):.2f} ± {np.std(aucs, ddof=1):.2f}"
@@ -234,7 +234,7 @@ def test_predict_reads_a_film_as_training_does(film, tmp_path, how):
     with pytest.raises(common.UserError, match=r"nothing\.keras"):
         common.predict(tmp_path / "nothing.keras", tmp_path / "film.png")
     if crop == "lesion":
-        with pytest.raises(common.UserError, match="trained on lesions: give the lesion_box"):
+        with pytest.raises(common.UserError, match=r"with CROP = .lesion. needs a lesion_box"):
             common.predict(tmp_path / "model.keras", tmp_path / "film.png")
     (tmp_path / "settings.json").unlink()
     with pytest.raises(common.UserError, match=r"settings\.json"):

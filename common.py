@@ -1819,7 +1819,7 @@ def predict(model_path, image_path, lesion_box=""):
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{model_path} and the settings.json beside it cannot be loaded: {error}") from error
     if not re.fullmatch(LESION_BOXES, lesion_box) or (crop == "lesion" and not lesion_box):
-        raise UserError(f"{model_path} with CROP = {crop!r} needs the lesion_box of {image_path}: x:y:width:height")
+        raise UserError(f"{model_path} with CROP = {crop!r} needs a lesion_box of {image_path}: x:y:width:height")
     image, *_ = read_image(locate(image_path), crop, lesion_box)
     pixels = to_rgb(image[None])
     probability = float(model.predict(pixels, verbose=0)[0, 0])

@@ -602,7 +602,8 @@ def find_breast(grey, depth):
     thumb = cv2.resize(grey, size, interpolation=cv2.INTER_AREA) * (255 / (2**depth - 1))
     thumb = cv2.medianBlur(np.rint(thumb).astype(np.uint8), 5)
     otsu, _ = cv2.threshold(thumb, 0, 255, cv2.THRESH_OTSU)
-    bright, white = thumb > 0.4 * otsu, thumb >= 0.97 * thumb.max()  # the skin is darker than Otsu's threshold
+    bright = thumb > 0.4 * otsu  # the skin is darker than Otsu's threshold
+    white = (thumb >= 0.97 * thumb.max()) & (thumb.max() >= 250)  # unexposed film, which is as bright as can be
     for turns in range(4):  # a border is white from its edge inwards and soon ends, white tissue goes on
         run = np.logical_and.accumulate(np.rot90(white, turns))
         np.rot90(bright, turns)[run & (run.sum(axis=0) <= BORDER)] = False

@@ -323,6 +323,13 @@ def test_breast_without_label_tape_and_border(top, dtype, turns, shape):
     assert found[film == film.max()].mean() < 0.1, "a pixel of the small film at most"
 
 
+def test_bright_tissue_at_the_edge_of_a_film_without_borders_stays():
+    film, _ = draw_film()
+    film[film == 255] = 0
+    film[250:350, :12] = 240  # brighter than all else, as the pectoral muscle is
+    assert common.find_breast(film, 8)[250:350, :12].all()
+
+
 def test_breast_of_an_even_or_a_full_film_is_all_of_it():
     film = np.full((300, 200), 100, np.uint8)
     film[150, 100] = 101

@@ -1781,7 +1781,8 @@ def compare(output_dir):
     if not runs:
         return
     table = pd.DataFrame([run["row"] for run in runs])
-    columns = ["run", "data_dir", "note", "unfrozen_fraction", "fold", "seed", "images", "patients", "minutes"]
+    columns = ["run", "data_dir", "crop", "note", "unfrozen_fraction", "fold", "seed", "images", "patients",
+               "minutes"]
     shown = table[columns].assign(
         **{name: [with_interval(run["metrics"], name) for run in runs] for name in CLAIMED})
     pooled = pool_folds(table).drop(columns="weights", errors="ignore")

@@ -177,11 +177,11 @@ def test_what_may_not_be_read_is_said(film, tmp_path, what, words):
 import os, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 import common, resnet50
-import keras.src.backend.tensorflow  # what is imported late has to be readable
+constants = vars(resnet50) | dict(DATA_DIR={str(tmp_path)!r}, OUTPUT_DIR={str(tmp_path / "out")!r})
+common.start(constants | dict(OUTPUT_DIR={str(tmp_path / "warm")!r}))  # what is imported late has to be readable
 for folder in reversed({[str(parent) for parent in tmp_path.parents][:-2]!r}):
     os.chmod(folder, 0o777)
 os.geteuid() or os.setuid(65534)
-constants = vars(resnet50) | dict(DATA_DIR={str(tmp_path)!r}, OUTPUT_DIR={str(tmp_path / "out")!r})
 def main():
     record = common.start(constants)
     common.read_images(record, common.find_images(record, constants["DATA_DIR"]))

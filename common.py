@@ -741,12 +741,12 @@ def open_cache(file):
         return pd.DataFrame(columns=INDEX, dtype=str), [], []
 
 
-def fill_cache(file, films, folder, crop):
+def fill_cache(file, films, folder, crop, index, images, prints):
     """Write the cache of `films`: what it holds of them already as it is, all others read on all cores.
 
-    Nothing but the index stays in memory. Returns the reasons of those that cannot be read.
+    index, images, prints: what it holds, see open_cache. Nothing but the index stays in memory. Returns
+    the reasons of those that cannot be read.
     """
-    index, images, prints = open_cache(file)
     known = index.astype(object).to_numpy().tolist()
     places = {key: row for row, key in enumerate(zip(*(index[name] for name in KEY), strict=True))}
     rows, bad, done = [], [], 0
@@ -815,9 +815,8 @@ def read_images(record, films):
     for _ in range(10):  # another run may put its own there
         if index[KEY].to_numpy().tolist() == films[KEY].to_numpy().tolist():
             break
-        del images, prints
         with muted_stderr():  # image libraries write to it whatever they find
-            bad = fill_cache(file, films, folder, crop)
+            bad = fill_cache(file, films, folder, crop, index, images, prints)
         if bad:
             with explain_write_errors(listing), write_aside(listing) as stream:
                 stream.write(pd.DataFrame(bad, columns=["path", "reason"]).to_csv(index=False).encode())
@@ -1194,7 +1193,7 @@ def state_of(model):
 
 
 def save_state(model, history, file):
-    """Write the history, a row of metrics and seconds for each finished epoch, and all variables."""
+    """Write the history, a row of metrics and the seconds so far for each finished epoch, and all variables."""
     with write_aside(file) as stream:
         for array in (history, *map(np.asarray, state_of(model))):
             np.save(stream, array)
@@ -1219,19 +1218,18 @@ def train(record, model, training, validation, epochs, steps, folder):
     the next call goes on from it as if it had never stopped. Raises UserError where the loss is not finite.
     """
     columns, state = ["loss", "accuracy", "val_loss", "val_accuracy"], name_state(record, folder)
-    started = [time.perf_counter()]
     model.optimizer.build(model.trainable_variables)
     rows = load_state(model, state)
+    before, started = rows[-1][-1] if rows else 0, time.perf_counter()
     if rows:
-        record["seconds"]["train, before it was stopped"] = round(sum(row[-1] for row in rows), 2)
+        record["seconds"]["train, before it was stopped"] = round(before, 2)
         where = f"at epoch {len(rows) + 1}" if len(rows) < epochs else "after the last epoch"
         record["continued"] = f"{where} of {epochs}"
         say(record, "continuing", record["continued"])
 
     def keep(epoch, metrics):
-        rows.append([*(metrics[name] for name in columns), time.perf_counter() - started.pop()])
+        rows.append([*(metrics[name] for name in columns), before + time.perf_counter() - started])
         save_state(model, rows, state)
-        started.append(time.perf_counter())
 
     stop = keras.callbacks.TerminateOnNaN(raise_error=True)
     try:

@@ -10,6 +10,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 
 import common  # noqa: E402
@@ -26,6 +27,19 @@ def script(request):
 def record(tmp_path_factory):
     """As common.start() opens it, with CROP = None and an OUTPUT_DIR of its own."""
     return common.start(vars(resnet50) | {"CROP": None, "OUTPUT_DIR": str(tmp_path_factory.mktemp("outputs"))})
+
+
+def find(record, folder):
+    """find_images() with DATA_DIR set to a folder."""
+    record["constants"]["DATA_DIR"] = str(folder)
+    return common.find_images(record, str(folder))
+
+
+@pytest.fixture
+def named(record):
+    """A record that is ready to be named, and a table of images."""
+    record |= {"weights": {"sha256": "1"}, "model": {"backbone": "vgg16"}}
+    return record, pd.DataFrame({"path": ["a.png"], "label": ["benign"], "sha256": "2"})
 
 
 @pytest.fixture(scope="session")

@@ -12,16 +12,11 @@ import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, find
 from hypothesis import strategies as st
 from PIL import Image
 
 import common
-
-
-def find(record, folder):
-    record["constants"]["DATA_DIR"] = str(folder)
-    return common.find_images(record, str(folder))
 
 
 @pytest.fixture

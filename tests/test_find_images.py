@@ -1,12 +1,8 @@
 """Layouts, tables and patients."""
 import pytest
+from conftest import find
 
 import common
-
-
-def find(record, folder):
-    record["constants"]["DATA_DIR"] = str(folder)
-    return common.find_images(record, str(folder))
 
 
 # ---- layouts -----------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ import zipfile
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from test_scripts import prepare_script
@@ -150,11 +149,9 @@ def test_a_full_disk_is_a_sentence_and_costs_no_earlier_result(tmp_path, most):
 
 
 @pytest.fixture
-def named(record):
-    """A record that is ready to be named, a table, and where its run writes."""
-    record |= {"weights": {"sha256": "1"}, "model": {"backbone": "vgg16"}}
-    outputs = common.locate(record["constants"]["OUTPUT_DIR"])
-    return record, pd.DataFrame({"path": ["a.png"], "label": ["benign"], "sha256": "2"}), outputs
+def named(named):
+    """The same, and where its run writes."""
+    return *named, common.locate(named[0]["constants"]["OUTPUT_DIR"])
 
 
 def test_a_failed_run_leaves_nothing_and_keeps_the_earlier_one(named):

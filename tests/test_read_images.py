@@ -11,14 +11,10 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from conftest import find
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, MRImageStorage
 
 import common
-
-
-def find(record, folder):
-    record["constants"]["DATA_DIR"] = str(folder)
-    return common.find_images(record, str(folder))
 
 
 # ---- formats -----------------------------------------------------------------------------------

@@ -173,13 +173,6 @@ def test_paths_count_from_the_scripts_folder(monkeypatch, tmp_path):
 # ---- run folder --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def named(record):
-    """A record that is ready to be named, and a table of images."""
-    record |= {"weights": {"sha256": "1"}, "model": {"backbone": "vgg16"}}
-    return record, pd.DataFrame({"path": ["a.png"], "label": ["benign"], "sha256": "2"})
-
-
 def test_the_name_changes_with_all_that_decides_the_results_and_with_nothing_else(named):
     record, films = named
     names = {common.name_run(record, films)}

@@ -298,6 +298,10 @@ def start(constants):
     tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
     say(record, "software", "for research, not for clinical use")
     say(record, "device", f"{record['device']}; seed {constants['SEED']}")
+    if shutil.which("nvidia-smi") and not gpus:
+        remedy = "in WSL2 only" if os.name == "nt" else "after pip install 'tensorflow[and-cuda]'"
+        say(record, "", "the GPU of the NVIDIA driver that is installed cannot be used: TensorFlow sees it"
+            f" {remedy}, and where CUDA_VISIBLE_DEVICES does not hide it")
     return record
 
 
@@ -1128,18 +1132,21 @@ def name_run(record, films):
     return f"{record['model']['backbone']}-unfrozen{percent:g}-{digest.hexdigest()[:6]}"
 
 
-def lock(file):
-    """The open file, locked until it is closed or the process ends. Raises UserError where another holds it."""
+def lock(file, wait=False):
+    """The open file, locked until it is closed or the process ends.
+
+    Where another process holds it: wait for it, or raise UserError.
+    """
     stream = file.open("a")
     try:
         if os.name == "nt":
             import msvcrt
 
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (BlockingIOError, PermissionError) as error:
         stream.close()
         raise UserError(f"another process is at {file.stem[1:]}: wait for it, or change a constant.") from error
@@ -1239,6 +1246,9 @@ def train(record, model, training, validation, epochs, steps, folder):
                       callbacks=[stop, keras.callbacks.LambdaCallback(on_epoch_end=keep)])
         if not all(np.isfinite(weight).all() for weight in model.get_weights()):
             raise RuntimeError("NaN in the weights, which a ReLU can hide from the loss")
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError(f"the memory of {record['device']} is too small for a step: lower BATCH_SIZE, which is"
+                        " another run.") from error
     except RuntimeError as error:
         if "NaN" not in str(error):
             raise
@@ -1772,19 +1782,15 @@ def show_run(run):
         "</section>"])
 
 
-def compare(output_dir):
-    """Write runs.csv and report.html into OUTPUT_DIR, from the run folders that are in it now."""
-    output_dir = locate(output_dir)
-    runs = read_runs(output_dir)
-    if not runs:
-        return
-    table = pd.DataFrame([run["row"] for run in runs])
+def compose_page(runs, table):
+    """report.html as text; table: their rows of runs.csv."""
     columns = ["run", "data_dir", "crop", "note", "unfrozen_fraction", "fold", "seed", "images", "patients",
                "minutes"]
     shown = table[columns].assign(
         **{name: [with_interval(run["metrics"], name) for run in runs] for name in CLAIMED})
     pooled = pool_folds(table).drop(columns="weights", errors="ignore")
-    parts = {
+    page = PAGE
+    for name, part in {
         "COMPARISON": scroll(embed(draw_comparison(runs, table), "every metric of every run with its 95 %"
                                    " interval; the same numbers stand in the table")),
         "CURVES": embed(draw_roc_curves(runs), "ROC curves of all runs over each other"),
@@ -1792,13 +1798,21 @@ def compare(output_dir):
         "POOLED": show_table(pooled, "No setting has been run on several folds yet."),
         "PAIRS": show_table(compare_pairs(runs), "No two runs held out the same images yet."),
         "SECTIONS": "\n".join(run["section"] for run in runs),
-    }
-    page = PAGE
-    for name, part in parts.items():
+    }.items():
         page = page.replace(f"<!--{name}-->", part)
-    for name, text in (("runs.csv", table.to_csv(index=False, lineterminator="\n")), ("report.html", page)):
-        with explain_write_errors(output_dir / name), write_aside(output_dir / name) as stream:
-            stream.write(text.encode())
+    return page
+
+
+def compare(output_dir):
+    """Write runs.csv and report.html into OUTPUT_DIR, from the run folders that are in it now."""
+    output_dir = locate(output_dir)
+    with explain_write_errors(output_dir), lock(output_dir / ".report.lock", wait=True):  # the last reads all runs
+        if runs := read_runs(output_dir):
+            table = pd.DataFrame([run["row"] for run in runs])
+            for name, text in (("runs.csv", table.to_csv(index=False, lineterminator="\n")),
+                               ("report.html", compose_page(runs, table))):
+                with write_aside(output_dir / name) as stream:
+                    stream.write(text.encode())
 
 
 # ---- one new image -----------------------------------------------------------------------------

@@ -246,6 +246,25 @@ def test_training_that_diverges_stops_with_a_sentence(record, learning_rate, tmp
     assert list(tmp_path.iterdir()) == [], "nothing to go on from"
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_a_sentence(record, tmp_path):
+    model = common.build_model(record, tiny_backbone(), False, 1.0, 1e-4)
+    huge = tf.data.Dataset.from_tensors(2**24).map(  # 10 TB
+        lambda n: (tf.random.uniform([n, 224, 224, 3]), tf.random.uniform([n])))
+    with pytest.raises(common.UserError, match=r"memory of CPU, \d+ cores is too small .* lower BATCH_SIZE"):
+        common.train(record, model, lambda first: huge, huge, 1, 1, tmp_path / "new")
+
+
+def test_a_gpu_that_tensorflow_cannot_use_is_said(monkeypatch, tmp_path, capsys):
+    constants = vars(resnet50) | {"OUTPUT_DIR": str(tmp_path)}
+    common.start(constants)
+    assert "GPU" not in capsys.readouterr().out
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    record = common.start(constants)
+    assert "TensorFlow sees it after pip install 'tensorflow[and-cuda]'" in capsys.readouterr().out
+    assert record["device"].startswith("CPU")
+
+
 # ---- Grad-CAM ----------------------------------------------------------------------------------
 
 

@@ -1,8 +1,12 @@
 """The synthetic mammograms."""
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from test_scripts import prepare_script
 
 import common
 import resnet50
@@ -19,6 +23,24 @@ def test_the_same_seed_gives_the_same_bytes(phantoms, tmp_path):
     images = [name for name in names if name.suffix == ".png" and (folders[2] / name).exists()]
     assert images
     assert all((folders[0] / name).read_bytes() != (folders[2] / name).read_bytes() for name in images)
+
+
+def test_two_first_runs_at_once_see_whole_files_only(tmp_path):
+    """Both make the same phantoms; whatever is there at any moment can be read."""
+    prepare_script("vgg16", tmp_path, BENIGN_PATIENTS=15, MALIGNANT_PATIENTS=15)
+    folder = tmp_path / "data" / "phantoms"
+    both = [subprocess.Popen([sys.executable, folder / "prepare.py"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    looks = 0
+    while any(process.poll() is None for process in both):
+        if (folder / "labels.csv").exists():
+            assert len(pd.read_csv(folder / "labels.csv")) == 60
+        for image in folder.glob("images/[!.]*.png"):
+            assert image.read_bytes().endswith(b"IEND\xaeB`\x82")
+            looks += 1
+    assert [process.returncode for process in both] == [0, 0]
+    assert looks > 60
+    assert len(list(folder.rglob("*.png"))) == 60
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_the_table(phantoms, tmp_path):

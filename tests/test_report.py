@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from html.parser import HTMLParser
 
 import cv2
@@ -140,6 +141,20 @@ def test_a_folder_that_cannot_be_read_is_said_and_left_out(write_run, tmp_path, 
     common.compare(tmp_path)
     assert pd.read_csv(tmp_path / "runs.csv")["run"].tolist() == ["vgg16-unfrozen50-aaaaaa"]
     assert "vgg16-unfrozen50-bbbbbb in the comparison: KeyError" in capsys.readouterr().out
+
+
+def test_runs_that_finish_together_are_all_compared(write_run, tmp_path):
+    """The second waits until the first has read and written, and reads then."""
+    write_run("vgg16-unfrozen50-aaaaaa")
+    with common.lock(tmp_path / ".report.lock"):
+        second = threading.Thread(target=common.compare, args=(tmp_path,))
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+        assert not (tmp_path / "runs.csv").exists()
+        write_run("vgg16-unfrozen50-bbbbbb")
+    second.join()
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 2
 
 
 def test_folds_of_one_setting_are_pooled_and_settings_are_not(write_run, tmp_path):

@@ -12,6 +12,7 @@ Jacobson and Judy 2001, Med. Phys. 28:419: exponent about 3 in mammograms). It h
 benign one is oval and circumscribed, a malignant one irregular and spiculated, some with
 microcalcifications. Both vary until they overlap, so that some cases stay hard.
 """
+import os
 from pathlib import Path
 
 import cv2
@@ -120,11 +121,21 @@ def make_view(rng, view, side, plainness, radius, contrast, calcified):
     return image, [round(number) for number in (x, y, width, height)]
 
 
+def write_aside(path, content):
+    """Write bytes to a file that appears whole or not at all: flushed to the disk, then renamed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with aside.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+
+
 def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, seed=SEED):
     """Write images/*.png and labels.csv below `folder`; returns the table.
 
     benign, malignant: patients of each class. The table is written last, so a folder that has one
-    is complete.
+    is complete, and two runs that make it at once write the same.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -141,11 +152,10 @@ def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, 
             plainness *= label == "malignant"  # 0 for a benign mass
             image, box = make_view(rng, view, side, plainness, radius, contrast, calcified)
             path = f"images/synthetic_{patient:04d}_{side}_{view}.png"
-            if not cv2.imwrite(str(folder / path), image):
-                raise OSError(f"{folder / path} could not be written")
+            write_aside(folder / path, cv2.imencode(".png", image)[1].tobytes())
             rows.append((path, label, f"synthetic_{patient:04d}", ":".join(map(str, box))))
     table = pd.DataFrame(rows, columns=["path", "label", "patient_id", "lesion_box"])
-    table.to_csv(folder / "labels.csv", index=False)
+    write_aside(folder / "labels.csv", table.to_csv(index=False).encode())
     return table
 
 

@@ -252,7 +252,17 @@ CONSTANTS = {  # what each may be: a check, the words for it, and the value as d
     "EPOCHS": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1", 7),
     "BATCH_SIZE": (lambda v: is_number(v, Integral) and v >= 1, "a whole number from 1", 13),
     "SEED": (lambda v: is_number(v, Integral) and 0 <= v < 2**31, "a whole number from 0 to 2147483647", 0),
+    "MIXED_PRECISION": (lambda v: v == "auto" or isinstance(v, bool), '"auto", True or False', "auto"),
 }
+
+
+def spread(devices):
+    """Let the models to come train on several devices at once, each with an equal part of every batch.
+
+    devices: their names; with one or none, TensorFlow chooses.
+    """
+    several = len(devices) > 1
+    tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(devices) if several else None)
 
 
 def start(constants):
@@ -294,10 +304,16 @@ def start(constants):
     keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
     keras.config.set_floatx("float32")
     keras.backend.clear_session()
+    mixed = constants["MIXED_PRECISION"]
+    if mixed == "auto":  # tensor cores came with compute capability 7
+        mixed = bool(gpus) and all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in gpus)
+    keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
+    spread([gpu.name for gpu in tf.config.list_logical_devices("GPU")])
     keras.utils.set_random_seed(constants["SEED"])
     tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
     say(record, "software", "for research, not for clinical use")
-    say(record, "device", f"{record['device']}; seed {constants['SEED']}")
+    say(record, "device", f"{record['device']}; {'16-bit floats with XLA' if mixed else '32-bit floats'}; seed"
+        f" {constants['SEED']}")
     if shutil.which("nvidia-smi") and not gpus:
         remedy = "in WSL2 only" if os.name == "nt" else "after pip install 'tensorflow[and-cuda]'"
         say(record, "", "the GPU of the NVIDIA driver that is installed cannot be used: TensorFlow sees it"
@@ -982,13 +998,21 @@ def feed(record, images, films, epochs, batch_size, seed):
     A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). training(first) is
     the dataset of all epochs from `first`, counted from 0: balanced, every draw augmented by (seed,
     epoch, place in the epoch), whatever the number of threads. validation is the dataset of every
-    held-out image once, as it is, in the table's order.
+    held-out image once, as it is, in the table's order, with weights, float32 (B,).
+    Several devices (see spread) share every batch evenly, so all of their batches are full: those of
+    training with further draws, those of validation with images of weight 0. The weights of all others
+    make up for these, as Keras takes the mean over images and not over weights.
     """
     labels = films["label"].eq("malignant").to_numpy(np.int64)
     train, held_out = (np.flatnonzero(films["split"] == side) for side in ("train", "validation"))
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    batch_size = math.ceil(batch_size / devices) * devices
+
+    def fill(indices):
+        return indices if devices == 1 else np.resize(indices, math.ceil(len(indices) / batch_size) * batch_size)
 
     def draw(epoch):
-        return train[draw_epoch(labels[train], seed, int(epoch))]
+        return fill(train[draw_epoch(labels[train], seed, int(epoch))])
 
     def load(index):
         grey = tf.numpy_function(lambda i: images[i], [index], tf.uint8, stateful=False)
@@ -1007,7 +1031,13 @@ def feed(record, images, films, epochs, batch_size, seed):
     def training(first):
         return tf.data.Dataset.range(first, epochs).flat_map(make_epoch).prefetch(2)
 
-    validation = tf.data.Dataset.from_tensor_slices(held_out).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    shown = fill(held_out)
+    weights = np.where(np.arange(len(shown)) < len(held_out), len(shown) / len(held_out), 0).astype(np.float32)
+    validation = tf.data.Dataset.from_tensor_slices((shown, weights)).map(
+        lambda index, weight: (*load(index), weight), num_parallel_calls=tf.data.AUTOTUNE)
+    record["batch"] = batch_size
+    if devices > 1:
+        say(record, "devices", f"{devices} share batches of {batch_size}, in full batches")
     record["draws_per_epoch"] = len(draw(0))
     say(record, "epoch", f"{record['draws_per_epoch']} augmented draws, half of them of each class; saturation"
         " does nothing, as all images are grey")
@@ -1093,14 +1123,18 @@ def build_model(record, backbone, pretrained, unfrozen_fraction, learning_rate):
     for layer in backbone.layers:
         if pretrained and isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
-    features = keras.layers.GlobalAveragePooling2D(name="pooled")(backbone.output)
-    features = keras.layers.Dense(HEAD_UNITS, activation="relu", name="head")(features)
-    features = keras.layers.Dropout(DROPOUT, name="dropout")(features)
-    logit = keras.layers.Dense(1, name="logit")(features)
-    probability = keras.layers.Activation("sigmoid", name="probability")(logit)
+    full = {"dtype": "float32"}  # with MIXED_PRECISION too, so that no probability and no metric is rounded
+    features = keras.layers.GlobalAveragePooling2D(name="pooled", **full)(backbone.output)
+    features = keras.layers.Dense(HEAD_UNITS, activation="relu", name="head", **full)(features)
+    features = keras.layers.Dropout(DROPOUT, name="dropout", **full)(features)
+    logit = keras.layers.Dense(1, name="logit", **full)(features)
+    probability = keras.layers.Activation("sigmoid", name="probability", **full)(logit)
     name = re.sub(r"\W+", "_", f"{backbone.name} {record['note']}").strip("_")
     model = keras.Model(backbone.inputs[0], probability, name=name)
-    model.compile(keras.optimizers.Adam(learning_rate), keras.losses.BinaryCrossentropy(), metrics=["accuracy"])
+    floats, devices = keras.config.dtype_policy().name, tf.distribute.get_strategy().num_replicas_in_sync
+    xla = floats == "mixed_float16" and devices == 1  # it cannot compile what several devices share
+    model.compile(keras.optimizers.Adam(learning_rate), keras.losses.BinaryCrossentropy(),
+                  weighted_metrics=["accuracy"], jit_compile=xla)
     parameters, total = sum(layer.count_params() for layer in backbone.layers[-unfrozen:]), backbone.count_params()
     record["model"] = {
         "backbone": backbone.name,
@@ -1110,6 +1144,9 @@ def build_model(record, backbone, pretrained, unfrozen_fraction, learning_rate):
         "unfrozen_parameters": parameters,
         "trained_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "batch_norm": "inference mode" if pretrained else "trained where unfrozen",
+        "floats": floats,
+        "xla": xla,
+        "devices": devices,
         "sha256": hashlib.sha256(model.to_json().encode()).hexdigest(),
     }
     say(record, "unfrozen", f"the top {unfrozen} of {len(backbone.layers)} layers of {backbone.name}, with"
@@ -1340,15 +1377,53 @@ def with_interval(metrics, name):
     return "{:.2f} [{:.2f}, {:.2f}]".format(metrics[name], *metrics["ci95"][name])
 
 
+def last_feature_maps(model):
+    """Name of the layer with the last feature maps that no pooling has made coarser yet."""
+    pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)
+    return next(layer.name for layer in reversed(model.layers)
+                if len(layer.output.shape) == 4 and not isinstance(layer, pooling))
+
+
+def make_classifier(model):
+    """A compiled function that calls images and explains why: float32 (B, H, W, 3) in 0..255 to two tensors.
+
+    The first is P(malignant), float32 (B,), the second Grad-CAM of the predicted class (Selvaraju et al.
+    2017), float32 (B, h, w) in 0..1, on the last feature maps. The logit is differentiated, as a saturated
+    sigmoid has no gradient, and its sign is turned for benign. A map without positive evidence is 0
+    everywhere.
+    """
+    maps = model.get_layer(last_feature_maps(model)).output
+    bottom = keras.Model(model.inputs[0], maps)
+    top = keras.Model(maps, [model.get_layer("logit").output, model.output])
+
+    @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape, tf.float32)])
+    def classify(images):
+        features = bottom(images, training=False)
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            logit, probability = (output[:, 0] for output in top(features, training=False))
+            evidence = tf.where(probability >= THRESHOLD, logit, -logit)
+        gradient, features = (tf.cast(part, tf.float32) for part in (tape.gradient(evidence, features), features))
+        weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
+        cams = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
+        return probability, tf.math.divide_no_nan(cams, tf.reduce_max(cams, axis=(1, 2), keepdims=True))
+
+    return classify
+
+
 @stage
 def evaluate(record, model, validation, films):
-    """(predictions, metrics, band) of the held-out images.
+    """(predictions, maps, metrics, band) of the held-out images.
 
     predictions: path, patient_id, label, probability (of malignancy) and predicted, in the order and
-    with the index of `films`. metrics and band: those of measure(), and what they were measured on.
+    with the index of `films`; maps: their Grad-CAM, float32 (N, h, w), see make_classifier. metrics and
+    band: those of measure(), and what they were measured on.
     """
     held_out = films[films["split"] == "validation"]
-    probabilities = model.predict(validation, verbose=0).ravel().astype(float)
+    classify = make_classifier(model)
+    parts = [[part.numpy() for part in classify(pixels)] for pixels, _, _ in validation]
+    probabilities, maps = (np.concatenate(part)[: len(held_out)] for part in zip(*parts, strict=True))
+    probabilities = probabilities.astype(float)
     predictions = held_out[["path", "patient_id", "label"]].assign(
         probability=probabilities, predicted=np.take(CLASSES, probabilities >= THRESHOLD))
     labels = predictions["label"].eq("malignant").to_numpy(int)
@@ -1364,41 +1439,10 @@ def evaluate(record, model, validation, films):
         say(record, "WARNING", f"*** no image was called {name} ***")
     if record["note"]:
         say(record, "NOTE", f"*** {record['note']} ***")
-    return predictions, metrics, band
+    return predictions, maps, metrics, band
 
 
 # ---- explain -----------------------------------------------------------------------------------
-
-
-def make_gradcam(model, layer, images, malignant):
-    """Grad-CAM of the predicted class (Selvaraju et al. 2017), float32 (B, h, w) in 0..1.
-
-    images: float32 (B, H, W, 3) in 0..255; layer: the name of the feature maps, (h, w); malignant: bool
-    (B,), whether that was predicted. The logit is differentiated, as a saturated sigmoid has no gradient,
-    and its sign is turned for benign. A map without positive evidence is 0 everywhere.
-    """
-    bottom = keras.Model(model.inputs[0], model.get_layer(layer).output)
-    top = keras.Model(model.get_layer(layer).output, model.get_layer("logit").output)
-    features = bottom(images, training=False)
-    with tf.GradientTape() as tape:
-        tape.watch(features)
-        logit = top(features, training=False)[:, 0]
-        evidence = tf.where(malignant, logit, -logit)
-    weights = tf.reduce_mean(tape.gradient(evidence, features), axis=(1, 2), keepdims=True)
-    maps = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
-    return tf.math.divide_no_nan(maps, tf.reduce_max(maps, axis=(1, 2), keepdims=True)).numpy()
-
-
-def last_feature_maps(model):
-    """Name of the layer with the last feature maps that no pooling has made coarser yet."""
-    pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)
-    return next(layer.name for layer in reversed(model.layers)
-                if len(layer.output.shape) == 4 and not isinstance(layer, pooling))
-
-
-def to_rgb(images):
-    """Grey uint8 (B, H, W) as the model takes it: float32 (B, H, W, 3) in 0..255, three equal channels."""
-    return np.repeat(images[..., None], 3, axis=-1).astype(np.float32)
 
 
 def lay_over(image, cam):
@@ -1454,17 +1498,12 @@ def describe_game(metrics):
 
 
 @stage
-def explain(record, model, images, films, predictions, metrics):
+def explain(record, images, films, predictions, maps, metrics):
     """The selected cases with their image, uint8 (IMAGE_SIZE, IMAGE_SIZE), Grad-CAM map, boxes and hit.
 
     Where held-out films have a lesion_box, the pointing game over all of them goes into `metrics`.
     """
-    malignant, maps = predictions["predicted"].eq("malignant").to_numpy(), []
-    layer = last_feature_maps(model)
-    for batch in np.array_split(np.arange(len(predictions)), math.ceil(len(predictions) / 16)):
-        pixels = to_rgb(images[predictions.index[batch]])
-        maps.append(make_gradcam(model, layer, pixels, malignant[batch]))
-    maps, held_out = np.concatenate(maps), films.loc[predictions.index]
+    malignant, held_out = predictions["predicted"].eq("malignant").to_numpy(), films.loc[predictions.index]
     boxed = held_out["lesion_box"].ne("").to_numpy()
     hits = pd.Series("", index=predictions.index)
     if boxed.any():
@@ -1835,10 +1874,9 @@ def predict(model_path, image_path, lesion_box=""):
     if not re.fullmatch(LESION_BOXES, lesion_box) or (crop == "lesion" and not lesion_box):
         raise UserError(f"{model_path} with CROP = {crop!r} needs a lesion_box of {image_path}: x:y:width:height")
     image, *_ = read_image(locate(image_path), crop, lesion_box)
-    pixels = to_rgb(image[None])
-    probability = float(model.predict(pixels, verbose=0)[0, 0])
-    cam = make_gradcam(model, last_feature_maps(model), pixels, np.array([probability >= THRESHOLD]))
-    return probability, lay_over(image, cam[0])
+    pixels = np.repeat(image[None, ..., None], 3, axis=-1).astype(np.float32)
+    probabilities, maps = make_classifier(model)(pixels)
+    return float(probabilities[0]), lay_over(image, maps[0].numpy())
 
 
 PAGE = """<!doctype html>

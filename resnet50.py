@@ -24,6 +24,7 @@ LEARNING_RATE = 1e-4  # of Adam; vgg16.py takes half: without batch norm, larger
 EPOCHS = 7  # the weights of the last one are kept
 BATCH_SIZE = 13  # images a step; fewer where memory is short
 SEED = 0  # of the split, the new weights, the order, the augmentation and the dropout
+MIXED_PRECISION = "auto"  # 16-bit floats with XLA: where all GPUs have tensor cores; or True or False
 # ------------------------------------------------------------------------------------------------
 
 IMAGENET_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
@@ -54,8 +55,8 @@ def main():
     with common.run_folder(record, films, OUTPUT_DIR) as folder:
         history = common.train(record, model, training, validation, EPOCHS, steps, folder)
         common.save_model(record, model, folder)
-        predictions, metrics, band = common.evaluate(record, model, validation, films)
-        cases = common.explain(record, model, images, films, predictions, metrics)
+        predictions, maps, metrics, band = common.evaluate(record, model, validation, films)
+        cases = common.explain(record, images, films, predictions, maps, metrics)
         common.report(record, folder, films, history, predictions, metrics, band, cases)
         common.save_json(record, folder / "settings.json")
     common.compare(OUTPUT_DIR)

@@ -34,7 +34,7 @@ def test_from_download_to_first_batch(record, tmp_path, collection, form, what):
     assert set(record["patients_from"]) == {"labels.csv"}
     films = common.split_patients(record, common.group_copies(record, films, prints), 0, 0)
     training, validation, _ = common.feed(record, images, films, 1, 13, 0)
-    for batch, labels in (next(iter(training(0))), next(iter(validation))):
+    for batch, labels, *_ in (next(iter(training(0))), next(iter(validation))):
         assert batch.shape[1:] == (224, 224, 3)
         assert len(batch) == len(labels) > 1
         assert float(np.std(batch)) > 5, "not black"

@@ -160,10 +160,11 @@ def test_shuffled_weights_do_not_point_at_the_mass(phantoms):
         small = keras.layers.AveragePooling2D(4)(inputs)
         maps = keras.layers.Conv2D(1, 17, padding="same", activation="relu", name="maps")
         logit = keras.layers.Dense(1, name="logit")
-        model = keras.Model(inputs, logit(keras.layers.GlobalAveragePooling2D()(maps(small))))
+        answer = logit(keras.layers.GlobalAveragePooling2D()(maps(small)))
+        model = keras.Model(inputs, keras.layers.Activation("sigmoid")(answer))
         maps.set_weights([np.repeat(kernel[..., None, None], 3, axis=2), np.full(1, -20.0)])
         logit.set_weights([np.ones((1, 1)), np.zeros(1)])
-        cams = common.make_gradcam(model, "maps", pixels, np.ones(24, bool))
+        cams = common.make_classifier(model)(pixels)[1].numpy()
         return common.play_pointing_game(films, cams, np.ones(24, bool))[1]["images"]
 
     trained = play(kernel)

@@ -1,8 +1,11 @@
 """Backbones, weights, freezing, metrics and Grad-CAM, each against a reference."""
 import contextlib
 import hashlib
+import json
 import math
 import socket
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -11,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from conftest import REPOSITORY
 
 import common
 import resnet50
@@ -297,13 +301,13 @@ def test_gradcam_known_by_hand(red_and_green, gain):
     benign = np.zeros((4, 4))
     benign[3, 3] = 1
     for bias, expected in ((10 * gain, malignant), (-10 * gain, benign)):
-        cam = common.make_gradcam(two_channel_net(bias, gain), "maps", red_and_green, np.array([bias > 0]))
-        assert np.allclose(cam[0], expected, atol=1e-5)
+        _, cams = common.make_classifier(two_channel_net(bias, gain))(red_and_green)
+        assert np.allclose(cams[0], expected, atol=1e-5)
 
 
 def test_gradcam_without_positive_evidence_is_zero_and_said(red_and_green):
     red_and_green[..., 0] = 0  # nothing malignant, yet called so
-    cam = common.make_gradcam(two_channel_net(bias=10), "maps", red_and_green, np.array([True]))
+    cam = common.make_classifier(two_channel_net(bias=10))(red_and_green)[1].numpy()
     assert np.array_equal(cam, np.zeros((1, 4, 4)))
     axes = common.Figure().subplots()
     case = SimpleNamespace(image=np.full((224, 224), 9, np.uint8), cam=cam[0], boxes=np.empty((0, 4)))
@@ -326,22 +330,121 @@ def test_the_surest_cases_of_every_outcome_are_shown():
 
 def test_the_shown_cases_carry_their_own_image_map_and_boxes(record):
     rng = np.random.default_rng(0)
-    inputs = keras.Input((224, 224, 3))
-    maps = keras.layers.Conv2D(3, 32, strides=32, activation="relu", name="maps")(inputs / 255)
-    logit = keras.layers.Dense(1, name="logit")(keras.layers.GlobalAveragePooling2D()(maps))
-    model = keras.Model(inputs, keras.layers.Activation("sigmoid")(logit))
     images = rng.integers(0, 256, (30, 224, 224), np.uint8)
     films = pd.DataFrame({"lesion_box": [f"{n}:0:10:10" for n in range(30)]})
     films[common.CUT] = 0, 0, 100, 50
     held_out = np.arange(5, 30)  # the places in the table are not the places in the validation side
     predictions = pd.DataFrame({"label": rng.choice(common.CLASSES, 25), "probability": rng.random(25)}, held_out)
     predictions["predicted"] = np.take(common.CLASSES, predictions["probability"] >= 0.5)
-    metrics = {}
-    cases = common.explain(record, model, images, films, predictions, metrics)
+    maps = rng.random((25, 7, 7), np.float32)
+    cases = common.explain(record, images, films, predictions, maps, {})
+    assert len(cases) == 16
     for index, case in zip(cases.index, cases.itertuples(), strict=True):
         assert np.array_equal(case.image, images[index])
-        pixels = np.repeat(images[index][None, ..., None], 3, axis=-1).astype(np.float32)
-        cam = common.make_gradcam(model, "maps", pixels, np.array([case.predicted == "malignant"]))[0]
-        assert np.allclose(case.cam, cam, atol=1e-4)
-        assert case.boxes.tolist() == [[index / 100, 0, 0.1, 0.2]]
-    assert metrics["pointing_game"]["images"]["images"] == 25
+        assert np.array_equal(case.cam, maps[index - 5])
+        assert np.allclose(case.boxes, [[index / 100, 0, 0.1, 0.2]])
+
+
+# ---- the classifier, several devices, 16-bit floats --------------------------------------------
+
+
+def feed_noise(record, batch_size, held_out=9):
+    """feed() of 26 images to train on and some held out; and the table and the images."""
+    images = np.random.default_rng(0).integers(0, 256, (26 + held_out, 224, 224), np.uint8)
+    films = pd.DataFrame({"path": [f"{n:02d}.png" for n in range(len(images))], "patient_id": "", "group": range(
+        len(images)), "label": np.resize(common.CLASSES, len(images)), "split": "train", "lesion_box": ""})
+    films.loc[26:, "split"] = "validation"
+    record["patients"] = "patients"
+    return films, images, *common.feed(record, images, films, 2, batch_size, 0)
+
+
+def test_one_pass_gives_what_predict_gives_and_explains_each_image(record):
+    films, images, _, validation, _ = feed_noise(record, 4)
+    model = common.build_model(record, tiny_backbone(), True, 1.0, 1e-4)
+    predictions, maps, metrics, _ = common.evaluate(record, model, validation, films)
+    pixels = np.repeat(images[26:, ..., None], 3, axis=-1).astype(np.float32)
+    assert np.allclose(predictions["probability"], model.predict(pixels, verbose=0)[:, 0], atol=1e-6)
+    assert metrics["validation_images"] == len(maps) == 9
+    for one, expected in zip(pixels, maps, strict=True):
+        assert np.allclose(common.make_classifier(model)(one[None])[1][0], expected, atol=1e-4)
+
+
+TWO_DEVICES = """if True:
+    import json, sys
+    import numpy as np
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    sys.path[:0] = ["tests"]
+    import conftest, common, pathlib, tempfile, resnet50, test_model
+    place = pathlib.Path(tempfile.mkdtemp())
+    record = common.start(vars(resnet50) | {"OUTPUT_DIR": str(place)})
+    common.DROPOUT = 0.0  # every device draws its own
+    devices, batch_size, epochs = json.loads(sys.argv[1])
+    common.spread(devices)
+    films, images, training, validation, steps = test_model.feed_noise(record, batch_size)
+    model = common.build_model(record, test_model.tiny_backbone(), True, 1.0, 1e-2)
+    (place / "run").mkdir()
+    common.train(record, model, training, validation, epochs[0], steps, place / "run")
+    if epochs[1:]:  # once more from its state
+        model = common.build_model(record, test_model.tiny_backbone(), True, 1.0, 1e-2)
+        history = common.train(record, model, training, validation, epochs[1], steps, place / "run")
+        predictions, *_ = common.evaluate(record, model, validation, films)
+        print(json.dumps([history.to_numpy().tolist(), predictions["probability"].tolist(),
+                          record["batch"], record["model"]["devices"]]))
+"""
+
+
+def test_two_devices_share_a_batch_of_13_and_learn_what_one_learns():
+    """26 draws: two batches of 13 on one device, on two of 14 and 12 and, to be full, 2 of them again."""
+    found = []
+    for devices, batch_size in ((["CPU:0", "CPU:1"], 13), (["CPU:0", "CPU:1"], 2), (["CPU:0"], 2)):
+        process = subprocess.run([sys.executable, "-c", TWO_DEVICES, json.dumps([devices, batch_size, [1, 2]])],
+                                 cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        assert "continuing  at epoch 2 of 2" in process.stdout
+        found.append(json.loads(process.stdout.splitlines()[-1]))
+    assert [result[2:] for result in found] == [[14, 2], [2, 2], [2, 1]]
+    assert len(found[0][1]) == 9, "padded, and cut off again"
+    assert np.allclose(found[1][0], found[2][0], atol=1e-4), "loss and accuracy of both sides"
+    assert np.allclose(found[1][1], found[2][1], atol=1e-4), "probabilities"
+    start, end = np.array(found[2][0])[:, 1]
+    assert abs(start - end) > 1e-3, "it learned something"
+
+
+def test_mixed_precision_keeps_weights_probabilities_and_metrics_in_32_bits(tmp_path):
+    constants = vars(resnet50) | {"OUTPUT_DIR": str(tmp_path), "MIXED_PRECISION": True}
+    try:
+        record = common.start(constants)
+        films, _, training, validation, steps = feed_noise(record, 13)
+        model = common.build_model(record, tiny_backbone(), True, 1.0, 1e-3)
+        assert (record["model"]["floats"], record["model"]["xla"]) == ("mixed_float16", True)
+        assert {weight.dtype for weight in model.weights} == {"float32"}
+        assert model.get_layer("high").compute_dtype == "float16"
+        assert model.output.dtype == "float32"
+        (tmp_path / "run").mkdir()
+        common.train(record, model, training, validation, 1, steps, tmp_path / "run")
+        first = common.evaluate(record, model, validation, films)[0]
+        again = common.build_model(record, tiny_backbone(), True, 1.0, 1e-3)
+        common.train(record, again, training, validation, 1, steps, tmp_path / "run")
+        assert first.equals(common.evaluate(record, again, validation, films)[0]), "from its state"
+        assert "after the last epoch of 1" in record["continued"]
+        assert len(common.state_of(again)) > 2 * len(again.trainable_variables) + len(again.variables)
+    finally:
+        record = common.start(constants | {"MIXED_PRECISION": "auto"})
+    assert keras.config.dtype_policy().name == "float32", "the processor has no tensor cores"
+
+
+@pytest.mark.parametrize(("capabilities", "floats"), [
+    ([(7, 0)], "mixed_float16"), ([(6, 1)], "float32"), ([(8, 6), (6, 1)], "float32"), ([], "float32")])
+def test_auto_is_on_where_all_gpus_have_tensor_cores(monkeypatch, tmp_path, capabilities, floats):
+    gpus = [SimpleNamespace(capability=capability) for capability in capabilities]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {
+        "device_name": "GPU", "compute_capability": gpu.capability})
+    try:
+        common.start(vars(resnet50) | {"OUTPUT_DIR": str(tmp_path)})
+        assert keras.config.dtype_policy().name == floats
+    finally:
+        keras.config.set_dtype_policy("float32")

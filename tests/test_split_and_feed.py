@@ -138,7 +138,7 @@ def fed(record):
 def collect(dataset, threads=0):
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
-    images, labels = zip(*dataset.with_options(options).as_numpy_iterator(), strict=True)
+    images, labels, *_ = zip(*dataset.with_options(options).as_numpy_iterator(), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 

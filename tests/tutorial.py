@@ -1,0 +1,106 @@
+"""The script that tutorials for this job have: what tests/benchmark.py compares resnet50.py with.
+
+    python tests/tutorial.py DATA WEIGHTS EPOCHS generator|arrays OUTPUT
+
+One class per folder, a nested backbone whose batch norm follows the batches, fit, predict, and Grad-CAM image
+by image. Written to be typical, neither slow nor fast on purpose, and used for nothing else.
+"""
+import glob
+import os
+import resource
+import sys
+
+import cv2
+import matplotlib
+import numpy as np
+import tensorflow as tf
+from sklearn.metrics import classification_report, confusion_matrix, roc_curve
+from sklearn.model_selection import train_test_split
+from tensorflow import keras
+from tensorflow.keras.applications.resnet50 import preprocess_input
+from tensorflow.keras.preprocessing.image import ImageDataGenerator
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+data, weights, epochs, source, output = sys.argv[1:]
+epochs = int(epochs)
+os.makedirs(output, exist_ok=True)
+
+
+def load_arrays():
+    images, labels = [], []
+    for label, name in enumerate(["benign", "malignant"]):
+        for path in sorted(glob.glob(os.path.join(data, name, "**", "*.png"), recursive=True)):
+            image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+            images.append(cv2.resize(image, (224, 224)))
+            labels.append(label)
+    return np.array(images, dtype=np.float32), np.array(labels)
+
+
+augmentation = {"horizontal_flip": True, "brightness_range": (0.9, 1.1),
+                "preprocessing_function": preprocess_input}
+if source == "generator":
+    flow = {"directory": data, "target_size": (224, 224), "batch_size": 13, "class_mode": "binary"}
+    train = ImageDataGenerator(validation_split=0.2, **augmentation).flow_from_directory(**flow, subset="training")
+    validation = ImageDataGenerator(validation_split=0.2, preprocessing_function=preprocess_input)
+    validation = validation.flow_from_directory(**flow, subset="validation", shuffle=False)
+    truth = validation.classes
+else:
+    x, y = load_arrays()
+    x_train, x_test, y_train, truth = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
+    train = ImageDataGenerator(**augmentation).flow(x_train, y_train, batch_size=13)
+    validation = (preprocess_input(x_test), truth)
+
+base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(224, 224, 3))
+base.load_weights(weights)
+for layer in base.layers[:87]:
+    layer.trainable = False
+model = keras.Sequential([
+    keras.Input((224, 224, 3)), base, keras.layers.GlobalAveragePooling2D(),
+    keras.layers.Dense(256, activation="relu"), keras.layers.Dropout(0.3),
+    keras.layers.Dense(1, activation="sigmoid")])
+model.compile(optimizer=keras.optimizers.Adam(1e-4), loss="binary_crossentropy", metrics=["accuracy"])
+if source == "arrays":  # the first epoch has begun
+    model.fit(train, epochs=1, steps_per_epoch=2)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    sys.exit()
+history = model.fit(train, validation_data=validation, epochs=epochs)
+model.save(os.path.join(output, "model.keras"))
+
+probabilities = model.predict(validation)[:, 0]
+print(classification_report(truth, probabilities >= 0.5))
+plt.imshow(confusion_matrix(truth, probabilities >= 0.5))
+plt.savefig(os.path.join(output, "confusion_matrix.png"))
+plt.figure()
+plt.plot(*roc_curve(truth, probabilities)[:2])
+plt.savefig(os.path.join(output, "roc_curve.png"))
+plt.figure()
+plt.plot(history.history["loss"])
+plt.plot(history.history["val_loss"])
+plt.savefig(os.path.join(output, "training_curves.png"))
+
+
+def make_heatmap(image):
+    """Grad-CAM as the Keras guide of 2020 has it."""
+    last_maps = keras.Model(base.inputs, base.get_layer("conv5_block3_out").output)
+    inputs = x = keras.Input(last_maps.output.shape[1:])
+    for layer in model.layers[1:]:
+        x = layer(x)
+    classifier = keras.Model(inputs, x)
+    with tf.GradientTape() as tape:
+        maps = last_maps(image)
+        tape.watch(maps)
+        prediction = classifier(maps)
+    weights = tf.reduce_mean(tape.gradient(prediction, maps), axis=(0, 1, 2))
+    heatmap = tf.squeeze(maps[0] @ weights[:, None])
+    return (tf.maximum(heatmap, 0) / tf.reduce_max(heatmap)).numpy()
+
+
+for number, path in enumerate(validation.filepaths[:16]):
+    picture = cv2.resize(cv2.imread(path), (224, 224))
+    heatmap = cv2.resize(make_heatmap(preprocess_input(picture[None, ..., ::-1].astype(np.float32))), (224, 224))
+    colour = cv2.applyColorMap(np.uint8(255 * heatmap), cv2.COLORMAP_JET)
+    plt.figure()
+    plt.imshow(cv2.addWeighted(picture, 0.6, colour, 0.4, 0)[..., ::-1])
+    plt.savefig(os.path.join(output, f"grad_cam_{number}.png"))

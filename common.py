@@ -1133,8 +1133,9 @@ def build_model(record, backbone, pretrained, unfrozen_fraction, learning_rate):
     model = keras.Model(backbone.inputs[0], probability, name=name)
     floats, devices = keras.config.dtype_policy().name, tf.distribute.get_strategy().num_replicas_in_sync
     xla = floats == "mixed_float16" and devices == 1  # it cannot compile what several devices share
+    accuracy = keras.metrics.BinaryAccuracy(name="accuracy")  # its name alone would have the step traced twice
     model.compile(keras.optimizers.Adam(learning_rate), keras.losses.BinaryCrossentropy(),
-                  weighted_metrics=["accuracy"], jit_compile=xla)
+                  weighted_metrics=[accuracy], jit_compile=xla)
     parameters, total = sum(layer.count_params() for layer in backbone.layers[-unfrozen:]), backbone.count_params()
     record["model"] = {
         "backbone": backbone.name,
@@ -1281,7 +1282,7 @@ def train(record, model, training, validation, epochs, steps, folder):
             model.fit(training(len(rows)), epochs=epochs, initial_epoch=len(rows), steps_per_epoch=steps,
                       validation_data=validation, shuffle=False,
                       callbacks=[stop, keras.callbacks.LambdaCallback(on_epoch_end=keep)])
-        if not all(np.isfinite(weight).all() for weight in model.get_weights()):
+        if not all(np.isfinite(weight).all() for weight in model.weights):
             raise RuntimeError("NaN in the weights, which a ReLU can hide from the loss")
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"the memory of {record['device']} is too small for a step: lower BATCH_SIZE, which is"
@@ -1655,8 +1656,11 @@ def report(record, folder, films, history, predictions, metrics, band, cases):
 
 @stage
 def save_model(record, model, folder):
-    """Write model.keras, which plain Keras loads; it takes raw RGB images in 0..255."""
-    model.save(folder / "model.keras")
+    """Write model.keras, which plain Keras loads; it takes raw RGB images in 0..255.
+
+    Without the optimizer, which would be two thirds of the file: training goes on from the state.
+    """
+    keras.Model(model.inputs[0], model.output, name=model.name).save(folder / "model.keras")
 
 
 # ---- compare runs ------------------------------------------------------------------------------

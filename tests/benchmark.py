@@ -157,29 +157,36 @@ def time_epochs(outputs):
 
 
 def run_script(data, outputs, weights, epochs, learning_rate):
-    """resnet50.py as a user runs it: seconds of the import, of training, of an epoch and of tracing; peak MB.
+    """resnet50.py as a user runs it: seconds of the import, of the steps, of tracing them, of stages; peak MB.
 
-    training: all epochs with their validation, as long as those after the first, which are not traced.
+    steps: all batches of training and validation. The first of each kind is traced, and as long without that
+    as the median of its kind.
     """
     begun = time.perf_counter()
     sys.path.insert(0, str(REPOSITORY))
     import common
     import resnet50
 
-    imported, saves, save_state = time.perf_counter() - begun, [], common.save_state
+    imported, seconds, fit = time.perf_counter() - begun, {"train": [], "test": []}, common.keras.Model.fit
 
-    def note_the_time(*arguments):
-        saves.append(time.perf_counter())
-        save_state(*arguments)
-        saves.append(time.perf_counter())
+    def start_clock(kind):
+        seconds[kind].append(-time.perf_counter())
 
-    common.save_state = note_the_time
+    def stop_clock(kind):
+        seconds[kind][-1] += time.perf_counter()
+
+    clock = common.keras.callbacks.Callback()
+    for kind in seconds:
+        setattr(clock, f"on_{kind}_batch_begin", lambda *_, kind=kind, **__: start_clock(kind))
+        setattr(clock, f"on_{kind}_batch_end", lambda *_, kind=kind, **__: stop_clock(kind))
+    common.keras.Model.fit = lambda *arguments, callbacks, **others: fit(
+        *arguments, callbacks=[*callbacks, clock], **others)
     vars(resnet50).update(DATA_DIR=data, OUTPUT_DIR=outputs, WEIGHTS=weights, EPOCHS=epochs,
                           LEARNING_RATE=float(learning_rate))
     folder = resnet50.main()
     stages = json.loads((folder / "settings.json").read_text("utf-8"))["seconds"]
-    saving, training = sum(np.diff(saves)[::2]), epochs * np.median(np.diff(saves)[1::2])
-    return {"import": imported, "training": training, "tracing": stages["train"] - saving - training,
+    tracing = sum(first - np.median(others) for first, *others in seconds.values())
+    return {"import": imported, "steps": sum(map(sum, seconds.values())) - tracing, "tracing": tracing,
             "stages": stages, "peak": resident()[1]}
 
 
@@ -268,20 +275,20 @@ def measure_training(place):
         show(f"{backbone}: GFLOP of a training step an image", [work], "")
 
 
-def race(place, data, runs, seconds):
+def race(place, data, source, runs, seconds):
     """Append the seconds of the tutorial, of resnet50.py, and of it with another learning rate; and its parts.
 
     runs: {name: learning rate}, one after the other on the same OUTPUT_DIR.
     """
     number = len(seconds["tutorial"])
     weights, outputs = place / "resnet50.weights.h5", place / f"outputs-{data.name}-{number}"
-    tutorial = [sys.executable, REPOSITORY / "tests" / "tutorial.py", data, weights, EPOCHS, "generator"]
+    tutorial = [sys.executable, REPOSITORY / "tests" / "tutorial.py", data, weights, EPOCHS, source]
     seconds["tutorial"].append(call([*tutorial, place / f"tutorial-{number}"])[0])
     for name, rate in runs.items():
         started = time.perf_counter()
         parts = measure(run_script, data, outputs, weights, EPOCHS, rate)
         seconds[name].append(time.perf_counter() - started)
-        seconds["parts"].append(parts | {"rest": seconds[name][-1] - parts["training"]})
+        seconds["parts"].append(parts | {"rest": seconds[name][-1] - parts["steps"]})
 
 
 def measure_tutorial(place):
@@ -289,19 +296,20 @@ def measure_tutorial(place):
     measure(make_weights, place)
     make_small(place / "images", 240, 224)
     make_films(place / "films", 240, PICTURES)
-    for data, least in ((place / "images", {"first run": 1.2}),
-                        (place / "films", {"first run": 3, "second run": 4})):
+    for data, source, least in ((place / "images", "generator", {"first run": 1.2}),
+                                (place / "films", "films", {"first run": 3, "second run": 4})):
         seconds = {name: [] for name in ("tutorial", *least, "parts")}
+        runs = {name: rate for name, rate in LEARNING_RATES.items() if name in least}
         for _ in range(REPEATS):
-            race(place, data, {name: rate for name, rate in LEARNING_RATES.items() if name in least}, seconds)
+            race(place, data, source, runs, seconds)
         parts, what = seconds.pop("parts"), f"240 {data.name}, {EPOCHS} epochs"
         for name, ratio in least.items():
             show(f"{what}: tutorial / {name}, seconds", np.divide(seconds["tutorial"], seconds[name]), ratio)
         for name, values in seconds.items():
             show(f"{what}: {name}, seconds", values, "")
-        show(f"{what}: everything but training, seconds", [part["rest"] for part in parts], "under 30")
-        for name in ("import", "tracing"):
-            show(f"{what}: of it {name}, seconds", [part[name] for part in parts], "")
+        for name, words in {"steps": "steps of training and validation", "rest": "everything but these steps",
+                            "import": "of it import", "tracing": "of it tracing"}.items():
+            show(f"{what}: {words}, seconds", [part[name] for part in parts], "under 30" if name == "rest" else "")
         for name in parts[0]["stages"]:
             show(f"{what}: stage {name}, seconds", [part["stages"][name] for part in parts], "")
         show(f"{what}: peak memory, MB", [part["peak"] for part in parts], "under 2000")

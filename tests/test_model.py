@@ -269,6 +269,16 @@ def test_a_gpu_that_tensorflow_cannot_use_is_said(monkeypatch, tmp_path, capsys)
     assert record["device"].startswith("CPU")
 
 
+def test_a_step_is_traced_once_though_the_last_batch_is_smaller(record, tmp_path):
+    _, _, training, validation, steps = feed_noise(record, 4)
+    model = common.build_model(record, tiny_backbone(), True, 1.0, 1e-4)
+    traces, train_step, test_step = [], model.train_step, model.test_step
+    model.train_step = lambda data: traces.append("train") or train_step(data)
+    model.test_step = lambda data: traces.append("test") or test_step(data)
+    common.train(record, model, training, validation, 2, steps, tmp_path / "new")
+    assert traces == ["train", "test"]
+
+
 # ---- Grad-CAM ----------------------------------------------------------------------------------
 
 

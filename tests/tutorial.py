@@ -1,6 +1,6 @@
 """The script that tutorials for this job have: what tests/benchmark.py compares resnet50.py with.
 
-    python tests/tutorial.py DATA WEIGHTS EPOCHS generator|arrays OUTPUT
+    python tests/tutorial.py DATA WEIGHTS EPOCHS generator|films|arrays OUTPUT
 
 One class per folder, a nested backbone whose batch norm follows the batches, fit, predict, and Grad-CAM image
 by image. Written to be typical, neither slow nor fast on purpose, and used for nothing else.
@@ -26,16 +26,49 @@ import matplotlib.pyplot as plt
 data, weights, epochs, source, output = sys.argv[1:]
 epochs = int(epochs)
 os.makedirs(output, exist_ok=True)
+rng = np.random.default_rng(0)
 
 
-def load_arrays():
-    images, labels = [], []
+def list_files():
+    paths, labels = [], []
     for label, name in enumerate(["benign", "malignant"]):
-        for path in sorted(glob.glob(os.path.join(data, name, "**", "*.png"), recursive=True)):
-            image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-            images.append(cv2.resize(image, (224, 224)))
-            labels.append(label)
-    return np.array(images, dtype=np.float32), np.array(labels)
+        found = sorted(glob.glob(os.path.join(data, name, "**", "*.png"), recursive=True))
+        paths += found
+        labels += [label] * len(found)
+    return np.array(paths), np.array(labels)
+
+
+def load_arrays(paths):
+    images = [cv2.resize(cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB), (224, 224)) for path in paths]
+    return np.array(images, dtype=np.float32)
+
+
+class Films(keras.utils.Sequence):
+    """16-bit films in float32: flow_from_directory would clip them, and all tissue would be white."""
+
+    def __init__(self, filepaths, labels, augmented):
+        super().__init__()
+        self.filepaths, self.labels, self.augmented = filepaths, labels, augmented
+        self.on_epoch_end()
+
+    def __len__(self):
+        return int(np.ceil(len(self.filepaths) / 13))
+
+    def __getitem__(self, number):
+        chosen, images = self.order[13 * number : 13 * (number + 1)], []
+        for path in self.filepaths[chosen]:
+            film = cv2.imread(path, cv2.IMREAD_UNCHANGED).astype(np.float32)
+            film = 255 * (film - film.min()) / (film.max() - film.min())
+            image = np.stack([cv2.resize(film, (224, 224))] * 3, axis=-1)
+            if self.augmented:
+                image = np.clip(image * rng.uniform(0.9, 1.1), 0, 255)
+                image = image[:, ::-1] if rng.random() < 0.5 else image
+            images.append(image)
+        return preprocess_input(np.array(images)), self.labels[chosen]
+
+    def on_epoch_end(self):
+        count = len(self.filepaths)
+        self.order = rng.permutation(count) if self.augmented else np.arange(count)
 
 
 augmentation = {"horizontal_flip": True, "brightness_range": (0.9, 1.1),
@@ -47,10 +80,14 @@ if source == "generator":
     validation = validation.flow_from_directory(**flow, subset="validation", shuffle=False)
     truth = validation.classes
 else:
-    x, y = load_arrays()
-    x_train, x_test, y_train, truth = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
-    train = ImageDataGenerator(**augmentation).flow(x_train, y_train, batch_size=13)
-    validation = (preprocess_input(x_test), truth)
+    paths, labels = list_files()
+    split = train_test_split(paths, labels, test_size=0.2, stratify=labels, random_state=0)
+    paths, held_out, labels, truth = split
+    if source == "films":
+        train, validation = Films(paths, labels, augmented=True), Films(held_out, truth, augmented=False)
+    else:
+        train = ImageDataGenerator(**augmentation).flow(load_arrays(paths), labels, batch_size=13)
+        validation = (preprocess_input(load_arrays(held_out)), truth)
 
 base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(224, 224, 3))
 base.load_weights(weights)

@@ -1007,6 +1007,8 @@ def feed(record, images, films, epochs, batch_size, seed):
     train, held_out = (np.flatnonzero(films["split"] == side) for side in ("train", "validation"))
     devices = tf.distribute.get_strategy().num_replicas_in_sync
     batch_size = math.ceil(batch_size / devices) * devices
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread sleeps ever longer, and the last batch waits until it wakes
 
     def fill(indices):
         return indices if devices == 1 else np.resize(indices, math.ceil(len(indices) / batch_size) * batch_size)
@@ -1026,15 +1028,15 @@ def feed(record, images, films, epochs, batch_size, seed):
 
         order = tf.numpy_function(draw, [epoch], tf.int64, stateful=False)
         order = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (None,))).enumerate()
-        return order.map(load_augmented, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
+        return order.map(load_augmented, num_parallel_calls=os.cpu_count()).batch(batch_size)
 
     def training(first):
-        return tf.data.Dataset.range(first, epochs).flat_map(make_epoch).prefetch(2)
+        return tf.data.Dataset.range(first, epochs).flat_map(make_epoch).prefetch(2).with_options(options)
 
     shown = fill(held_out)
     weights = np.where(np.arange(len(shown)) < len(held_out), len(shown) / len(held_out), 0).astype(np.float32)
     validation = tf.data.Dataset.from_tensor_slices((shown, weights)).map(
-        lambda index, weight: (*load(index), weight), num_parallel_calls=tf.data.AUTOTUNE)
+        lambda index, weight: (*load(index), weight), num_parallel_calls=os.cpu_count())
     record["batch"] = batch_size
     if devices > 1:
         say(record, "devices", f"{devices} share batches of {batch_size}, in full batches")
@@ -1042,7 +1044,7 @@ def feed(record, images, films, epochs, batch_size, seed):
     say(record, "epoch", f"{record['draws_per_epoch']} augmented draws, half of them of each class; saturation"
         " does nothing, as all images are grey")
     steps = math.ceil(record["draws_per_epoch"] / batch_size)
-    return training, validation.batch(batch_size).prefetch(2), steps
+    return training, validation.batch(batch_size).prefetch(2).with_options(options), steps
 
 
 # ---- build -------------------------------------------------------------------------------------

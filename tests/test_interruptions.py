@@ -281,9 +281,9 @@ def test_a_missing_package_names_the_requirements(tmp_path):
 
 def test_strange_settings_change_nothing(tmp_path):
     """Of Keras, of matplotlib, of the locale, and of a home that cannot be written."""
-    code = """if True:
-        import common, tempfile, vgg16
-        record = common.start(vars(vgg16) | {"OUTPUT_DIR": tempfile.mkdtemp()})
+    code = f"""if True:
+        import common, vgg16
+        record = common.start(vars(vgg16) | dict(OUTPUT_DIR={str(tmp_path)!r}))
         model = common.build_model(record, vgg16.build_backbone(), True, 0.5, 1e-4)
         print(model.count_params(), model.get_layer("pooled").dtype_policy.compute_dtype,
               float(model.get_weights()[0].sum()), common.keras.config.backend(), common.matplotlib.get_backend())

@@ -387,7 +387,8 @@ TWO_DEVICES = """if True:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     sys.path[:0] = ["tests"]
     import conftest, common, pathlib, tempfile, resnet50, test_model
-    place = pathlib.Path(tempfile.mkdtemp())
+    folder = tempfile.TemporaryDirectory()  # removed when the process ends
+    place = pathlib.Path(folder.name)
     record = common.start(vars(resnet50) | {"OUTPUT_DIR": str(place)})
     common.DROPOUT = 0.0  # every device draws its own
     devices, batch_size, epochs = json.loads(sys.argv[1])

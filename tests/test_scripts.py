@@ -110,7 +110,7 @@ def test_the_model_loads_in_plain_keras_and_takes_raw_images(finished):
     images = [common.read_image(data / path, "breast")[0] for path in predictions["path"]]
     np.save(run.parent / "images.npy", images)
     code = ("import keras, numpy, sys; images = numpy.load(sys.argv[2])[..., None].repeat(3, axis=-1);"
-            "model = keras.models.load_model(sys.argv[1]); assert not model.optimizer;"
+            "model = keras.models.load_model(sys.argv[1]); assert not model.compiled;"
             "print(model.predict(images, verbose=0).ravel().tolist())")
     arguments = [sys.executable, "-c", code, run / "model.keras", run.parent / "images.npy"]
     printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout

@@ -167,26 +167,22 @@ def run_script(data, outputs, weights, epochs, learning_rate):
     import common
     import resnet50
 
-    imported, seconds, fit = time.perf_counter() - begun, {"train": [], "test": []}, common.keras.Model.fit
+    imported, ticks, fit = time.perf_counter() - begun, {"train": [], "test": []}, common.keras.Model.fit
 
-    def start_clock(kind):
-        seconds[kind].append(-time.perf_counter())
+    def tick(kind):
+        return lambda *_, **__: ticks[kind].append(time.perf_counter())
 
-    def stop_clock(kind):
-        seconds[kind][-1] += time.perf_counter()
-
-    clock = common.keras.callbacks.Callback()
-    for kind in seconds:
-        setattr(clock, f"on_{kind}_batch_begin", lambda *_, kind=kind, **__: start_clock(kind))
-        setattr(clock, f"on_{kind}_batch_end", lambda *_, kind=kind, **__: stop_clock(kind))
+    clock = common.keras.callbacks.LambdaCallback(
+        **{f"on_{kind}_batch_{when}": tick(kind) for kind in ticks for when in ("begin", "end")})
     common.keras.Model.fit = lambda *arguments, callbacks, **others: fit(
         *arguments, callbacks=[*callbacks, clock], **others)
     vars(resnet50).update(DATA_DIR=data, OUTPUT_DIR=outputs, WEIGHTS=weights, EPOCHS=epochs,
                           LEARNING_RATE=float(learning_rate))
     folder = resnet50.main()
     stages = json.loads((folder / "settings.json").read_text("utf-8"))["seconds"]
-    tracing = sum(first - np.median(others) for first, *others in seconds.values())
-    return {"import": imported, "steps": sum(map(sum, seconds.values())) - tracing, "tracing": tracing,
+    seconds = [np.diff(times)[::2] for times in ticks.values()]
+    tracing = sum(first - np.median(others) for first, *others in seconds)
+    return {"import": imported, "steps": sum(map(sum, seconds)) - tracing, "tracing": tracing,
             "stages": stages, "peak": resident()[1]}
 
 

@@ -1,4 +1,4 @@
-"""What the tests share: small films, and a record as common.start() opens it."""
+"""What the tests share. Nothing here imports common, Keras or TensorFlow: the tests of data/ do without."""
 import os
 import runpy
 import sys
@@ -8,38 +8,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the same answers on every machine
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+import data  # noqa: E402, F401  (before OpenCV, whose limits it sets)
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
-
-import common  # noqa: E402
-import resnet50  # noqa: E402
-import vgg16  # noqa: E402
-
-
-@pytest.fixture(params=[resnet50, vgg16], ids=["resnet50", "vgg16"])
-def script(request):
-    return request.param
-
-
-@pytest.fixture
-def record(tmp_path_factory):
-    """As common.start() opens it, with CROP = None and an OUTPUT_DIR of its own."""
-    return common.start(vars(resnet50) | {"CROP": None, "OUTPUT_DIR": str(tmp_path_factory.mktemp("outputs"))})
-
-
-def find(record, folder):
-    """find_images() with DATA_DIR set to a folder."""
-    record["constants"]["DATA_DIR"] = str(folder)
-    return common.find_images(record, str(folder))
-
-
-@pytest.fixture
-def named(record):
-    """A record that is ready to be named, and a table of images."""
-    record |= {"weights": {"sha256": "1"}, "model": {"backbone": "vgg16"}}
-    return record, pd.DataFrame({"path": ["a.png"], "label": ["benign"], "sha256": "2"})
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,21 @@
+"""Films without networks: nothing in this package knows Keras, TensorFlow or common.py.
+
+films.py finds the films and their patients, reading.py turns one file into a 224 x 224 image, duplicates.py
+finds films that show the same picture and splits the patients, metrics.py measures predictions, comparison.py
+makes one page of all finished runs. The folders beside them are collections, each with a prepare.py.
+"""
+import logging
+import os
+
+MAX_PIXELS = 2**26  # 8192 x 8192: no film has more, and a small file may claim to
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads both when it is imported
+os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
+log = logging.getLogger("mammograms")  # what was found, guessed, converted or left out; common.py prints it
+
+
+class UserError(Exception):
+    """Something that the user can fix: one sentence with what is wrong, where, and what to change."""
+
+    def _render_traceback_(self):
+        """The sentence alone, where IPython, Jupyter or Spyder would show a traceback."""
+        return [str(self)]

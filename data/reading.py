@@ -1,0 +1,273 @@
+"""One film from file to 224 x 224: formats, DICOM, bit depth, crop, and the cache of what was read."""
+import ast
+import contextlib
+import hashlib
+import json
+import math
+import os
+import secrets
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import distributions
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from data import MAX_PIXELS, UserError, duplicates, log
+from data.films import is_dicom
+
+IMAGE_SIZE = 224  # pixels, both ways
+MIN_SIDE = 32  # pixels of the shorter side of a film
+DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and scanners use
+OUTLIERS = 0.001  # share of the pixels that may be brighter than their film's depth: hot pixels
+THUMBNAIL = 256  # longer side, in pixels, of the film in which the breast is found
+BORDER = 20  # of these pixels at most: a white border is no wider
+SURROUNDINGS = 0.5  # of a lesion, each way, as a share of its longer side
+CONTAINERS = {b"\x89P": "PNG", b"\xff\xd8": "JPEG", b"II": "TIFF", b"MM": "TIFF", b"BM": "BMP"}  # by first bytes
+READERS = ("numpy", "opencv", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm", "pillow")  # what decodes films
+RELEASES = [f"{found.name} {found.version}" for found in distributions()
+            if str(found.name).lower().startswith(READERS)]
+SOURCES = [ast.dump(ast.parse(Path(file).read_text("utf-8"))) for file in (__file__, duplicates.__file__)]
+VERSION = hashlib.sha256(str(sorted(RELEASES) + SOURCES).encode()).hexdigest()  # comments do not count
+
+
+def find_depth(grey):
+    """The fewest bits that hold all pixels but OUTLIERS: a 12-bit film read as 16 bits is black."""
+    limit = OUTLIERS * grey.size
+    return next(bits for bits in DEPTHS if np.count_nonzero(grey >= 2**bits) <= limit)
+
+
+def to_bytes(grey, depth):
+    """Grey values of 0 to 2 ** depth - 1 as uint8 of 0 to 255; what is brighter is white."""
+    return cv2.convertScaleAbs(grey, alpha=255 / (2**depth - 1))
+
+
+def read_dicom(path):
+    """read_picture for a DICOM file; what its tables or window decide is scaled to 16 bits."""
+    try:
+        import pydicom.pixels
+    except ModuleNotFoundError as error:
+        raise UserError("DICOM files need one more package: pip install pydicom") from error
+    warnings.filterwarnings("ignore", module="pydicom")  # of tags that no one here reads
+    data = pydicom.dcmread(path)
+    kind = data.get("SOPClassUID", pydicom.uid.UID("")).name or "of unknown class"
+    if not data.get("PixelData"):
+        raise UserError(f"a DICOM object without an image ({kind})")
+    frames, bits = int(data.get("NumberOfFrames") or 1), data.BitsStored
+    photometric = data.get("PhotometricInterpretation")
+    monochrome = photometric in ("MONOCHROME1", "MONOCHROME2")
+    if frames > 1 or not monochrome or bits > 16 or data.Rows * data.Columns > MAX_PIXELS:
+        raise UserError(f"a DICOM object ({kind}) of {frames} frames, {data.Columns} x {data.Rows} pixels,"
+                        f" {photometric}, {bits} bits: no single film in grey")
+    lowest = -(2 ** (bits - 1)) if data.PixelRepresentation else 0
+    black, white = lowest, lowest + 2**bits - 1
+    stored = data.pixel_array.astype(np.int32)
+    levels = pydicom.pixels.apply_modality_lut(np.arange(black, white + 1), data)
+    data.RescaleSlope, data.RescaleIntercept = 1, 0  # in a window pydicom inverts a film of negative slope
+    voi = data.get("VOILUTSequence")
+    if table := voi or data.get("ModalityLUTSequence"):
+        black, white = 0, 2 ** table[0].LUTDescriptor[2] - 1
+    if voi:
+        voi[0].LUTDescriptor[2] = 16  # pydicom counts the entries of an 8-bit table in 8 bits
+    shown = pydicom.pixels.apply_voi_lut(levels, data)
+    if table or shown is not levels:
+        shown = np.rint((shown - black) / (white - black) * 65535).clip(0, 65535).astype(np.uint16)
+        grey, depth, falling = shown.take(stored - lowest, mode="clip"), 16, False
+        container = f"{bits} bit DICOM with {'LUT' if table else 'window'}"
+    else:
+        if lowest:  # of a signed film, few of the values below 0 are in use
+            stored -= min(0, int(np.quantile(stored, OUTLIERS, method="lower")))
+        grey = stored.clip(0, 65535).astype(np.uint16)
+        depth = bits if bits < 16 else find_depth(grey)  # many 12-bit films call themselves 16
+        container, falling = f"{bits} bit DICOM", levels[0] > levels[-1]
+    if falling != (photometric == "MONOCHROME1"):
+        grey = np.uint16(2**depth - 1) - grey.clip(max=2**depth - 1)
+    return grey, dict(container=container, depth=depth, format=f"{container}, {photometric}")
+
+
+def read_picture(path):
+    """(grey, row) of a file that OpenCV reads; what is transparent is black.
+
+    grey: uint8 or uint16 (H, W), native values, dark to bright; row: dict of container (films of "16 bit PNG"
+    share their grey scale), depth (the bits that this one uses) and format (what else is known).
+    """
+    content, pixels = np.fromfile(path, np.uint8), None
+    kind = CONTAINERS.get(content[:2].tobytes(), "PNM")
+    if kind == "TIFF" and (pages := cv2.imcount(str(path))) > 1:
+        raise UserError(f"a TIFF of {pages} pages; save the one that is the film")
+    with contextlib.suppress(cv2.error):  # of nothing, or of too much
+        pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise UserError("not an image that OpenCV can read: empty, cut off or too large")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"its pixels are {pixels.dtype}; save it with 8 or 16 bits")
+    grey, channels = pixels, pixels.shape[2] if pixels.ndim == 3 else 1
+    if kind == "TIFF" and channels == 4:
+        raise UserError("a TIFF of four channels, which may be CMYK; save it in grey")
+    if channels >= 3:
+        grey = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
+    if channels == 4:
+        grey = (grey * (pixels[..., 3] / np.iinfo(pixels.dtype).max)).astype(pixels.dtype)
+    container, colour = f"{8 * grey.itemsize} bit {kind}", "grey" if channels == 1 else "colour"
+    return grey, dict(container=container, depth=find_depth(grey), format=f"{container}, {colour}")
+
+
+def find_breast(grey, depth):
+    """The largest bright component of a film, without labels, tape and borders: uint8 (H, W) of 0 and 1."""
+    scale = THUMBNAIL / max(grey.shape)
+    size = [max(1, round(side * scale)) for side in reversed(grey.shape)]
+    thumbnail = cv2.medianBlur(to_bytes(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), depth), 5)
+    otsu, _ = cv2.threshold(thumbnail, 0, 255, cv2.THRESH_OTSU)
+    bright = thumbnail > 0.4 * otsu  # the skin is darker than Otsu's threshold
+    white = (thumbnail >= 0.97 * thumbnail.max()) & (thumbnail.max() >= 250)  # unexposed film
+    for turns in range(4):  # a border is white from its edge inwards and soon ends, white tissue does not
+        run = np.logical_and.accumulate(np.rot90(white, turns))
+        np.rot90(bright, turns)[run & (run.sum(axis=0) <= BORDER)] = False
+    bright = np.pad(bright, BORDER).astype(np.uint8)  # an opening does not work along the edges
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))  # it separates labels from the breast
+    bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, disc)[BORDER:-BORDER, BORDER:-BORDER]
+    outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return np.ones(grey.shape, np.uint8)
+    largest = max(outlines, key=cv2.contourArea)
+    breast = cv2.drawContours(np.zeros(bright.shape, np.uint8), [largest], -1, 1, cv2.FILLED)
+    return cv2.resize(breast, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def read_boxes(lesion_box):
+    """The boxes of a lesion_box: int (K, 4), x, y, width and height in pixels of the film."""
+    return np.array([box.split(":") for box in lesion_box.split("|") if box], int).reshape(-1, 4)
+
+
+def place_boxes(film):
+    """The lesion boxes of a row of the table: float (K, 4), x, y, width and height as shares of its image."""
+    corner, shape = (film.left, film.top, 0, 0), (film.width, film.height)
+    return (read_boxes(film.lesion_box) - corner) / (shape * 2)
+
+
+def crop_film(grey, shape, margin):
+    """(image, box): the square around a shape, black beyond the film, and its left, top, width and height.
+
+    shape: uint8 mask (H, W) or int32 points (N, 2); margin: each way, as a share of its longer side.
+    """
+    left, top, width, height = cv2.boundingRect(shape)
+    side = math.ceil(max(width, height) * (1 + 2 * margin))
+    left, top = left - (side - width) // 2, top - (side - height) // 2
+    part = grey[max(0, top) : top + side, max(0, left) : left + side]
+    scale, image = IMAGE_SIZE / side, np.zeros((IMAGE_SIZE, IMAGE_SIZE), grey.dtype)
+    height, width = (max(1, round(length * scale)) for length in part.shape)
+    target = image[round(max(0, -top) * scale) :, round(max(0, -left) * scale) :][:height, :width]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    target[:] = cv2.resize(part, target.shape[::-1], interpolation=method)
+    return image, (left, top, side, side)
+
+
+def read_native(path, crop, lesion_box):
+    """(image, fingerprints, row): read_image in native grey values, which do not depend on other films.
+
+    fingerprints: complex64 (2, RINGS, WAVES) of the whole film, on circles that are round in it, and in its
+    squashed image. A film without lesion_box is not cropped to its lesion.
+    """
+    try:
+        grey, row = read_dicom(path) if is_dicom(path) else read_picture(path)
+    except Exception as error:  # OpenCV and pydicom raise whatever the file leads them to
+        raise UserError(" ".join(str(error).split()) or repr(error)) from error
+    height, width = grey.shape
+    boxes = read_boxes(lesion_box)
+    starts, ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    if min(width, height) < MIN_SIDE:
+        raise UserError(f"{width} x {height} pixels, too small for a film")
+    if (starts >= (width, height)).any() or (ends > (width + 2, height + 2)).any():  # 2 for rounding
+        raise UserError(f"its lesion_box reaches beyond the film of {width} x {height} pixels")
+    whole = image = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
+    box = 0, 0, width, height
+    if crop == "breast":
+        breast = find_breast(grey, row["depth"])
+        image, box = crop_film(grey * breast, breast, 0)
+    elif crop == "lesion" and lesion_box:
+        corners = np.minimum(np.concatenate([starts, ends - 1]), (width - 1, height - 1))
+        image, box = crop_film(grey, corners.astype(np.int32), SURROUNDINGS)
+    if image.min() == image.max():
+        raise UserError("all its pixels are equal, or all that CROP keeps")
+    fingerprints = np.stack([duplicates.fingerprint(whole, shape) for shape in (grey.shape, (1, 1))])
+    row |= zip(("left", "top", "width", "height"), box, strict=True)
+    return image, fingerprints, row | {"film_sha256": hashlib.sha256(whole).hexdigest()}
+
+
+def read_image(path, crop=None, lesion_box="", depths=None):
+    """(image, row): a film as read_films reads it, uint8 (IMAGE_SIZE, IMAGE_SIZE), and its columns there.
+
+    depths: dict of the bits of each container, the film's own where it is not in there. Raises UserError.
+    """
+    if crop == "lesion" and not lesion_box:
+        raise UserError(f'{path} needs a lesion_box, as CROP is "lesion": x:y:width:height in pixels.')
+    image, _, row = read_native(path, crop, lesion_box)
+    depth = (depths or {}).get(row["container"], row["depth"])
+    return to_bytes(image, depth), row | {"depth": depth}
+
+
+def read_cached(path, lesion_box, crop, cache):
+    """read_native, from the folder `cache` where nothing changed; of a bad film, row holds the reason only."""
+    if not os.path.isfile(path):
+        return None, None, {"reason": "no file, or a link that leads nowhere"}
+    stat = path.stat()
+    key = [str(path), stat.st_size, stat.st_mtime_ns, crop, lesion_box, VERSION]
+    file = cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
+    with contextlib.suppress(Exception), np.load(file) as film:  # there may be none, or a damaged one
+        return film["image"], film["fingerprints"], json.loads(str(film["row"]))
+    try:
+        image, fingerprints, row = read_native(path, crop, lesion_box)
+    except UserError as error:
+        return None, None, {"reason": str(error)}
+    temporary = cache / f"{secrets.token_hex(16)}.npz"  # another process may write the same film
+    np.savez(temporary, image=image, fingerprints=fingerprints, row=json.dumps(row))
+    temporary.replace(file)
+    return image, fingerprints, row
+
+
+def read_films(films, folder, crop, output_dir):
+    """(films, images, fingerprints): the table with the columns of read_image, image_sha256 and left_out.
+
+    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE), fingerprints: complex64 (N, 2, RINGS, WAVES), both memory maps in
+    the order of the table. Raises UserError where films cannot be read, after all were tried.
+    """
+    cache, listing = output_dir / ".cache", output_dir / "bad_images.csv"
+    paths, boxes = [folder / path for path in films["path"]], films["lesion_box"]
+    read, rows, hashes = partial(read_cached, crop=crop, cache=cache), [], []
+    pool = ThreadPoolExecutor(os.cpu_count())  # OpenCV and NumPy release Python's lock
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        listing.unlink(missing_ok=True)  # of an earlier run
+        pictures, prints = (tempfile.TemporaryFile(dir=cache) for _ in range(2))  # noqa: SIM115
+        for _, _, row in pool.map(read, paths, boxes):
+            rows.append(row)
+            if len(rows) % 500 == 0:
+                log.info("%d of %d films are read", len(rows), len(films))
+        films = films.join(pd.DataFrame(rows))
+        if "reason" in films:
+            bad = films[["path", "reason"]].dropna()
+            bad.to_csv(listing, index=False)
+            lines = "".join(f"\n  {path!r}: {reason}" for path, reason in bad.head(20).to_numpy())
+            raise UserError(f"{len(bad)} of {len(films)} films cannot be read; repair or remove them (all are"
+                            f" in {listing}):{lines}")
+        for (container, depth), count in films.groupby(["container", "depth"]).size().items():
+            log.info("%d films are %s and use %d bits", count, container, depth)
+        depths = films.groupby("container")["depth"].transform("max")  # of the collection
+        for (image, fingerprints, _), depth in zip(pool.map(read, paths, boxes), depths, strict=True):
+            image = to_bytes(image, depth)
+            hashes.append(hashlib.sha256(image).hexdigest())
+            pictures.write(image)
+            prints.write(fingerprints)
+        images = np.memmap(pictures, np.uint8, "r", shape=(len(films), IMAGE_SIZE, IMAGE_SIZE))
+        prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *fingerprints.shape))
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be written ({error}): free space or rights for it, or choose"
+                        " another OUTPUT_DIR.") from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # or Ctrl-C would wait for all films
+    left_out = np.where((films["lesion_box"] == "") & (crop == "lesion"), "no lesion_box", "")
+    return films.assign(depth=depths, image_sha256=hashes, left_out=left_out), images, prints

@@ -6,57 +6,56 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from test_scripts import prepare_script
+from conftest import REPOSITORY
 
-import common
-import resnet50
+SCRIPT = REPOSITORY / "data" / "phantoms" / "prepare.py"
 
 
 def test_the_same_seed_gives_the_same_bytes(phantoms, tmp_path):
     folders = [tmp_path / name for name in ("first", "again", "other")]
     for folder, seed in zip(folders, (0, 0, 1), strict=True):
         phantoms["make_phantoms"](folder, benign=2, malignant=2, seed=seed)
-    names = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*.*"))
-    assert len(names) == 8 + 1
-    for name in names:
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-    images = [name for name in names if name.suffix == ".png" and (folders[2] / name).exists()]
-    assert images
-    assert all((folders[0] / name).read_bytes() != (folders[2] / name).read_bytes() for name in images)
+    first, again, other = ({path.name: path.read_bytes() for path in folder.rglob("*.*")} for folder in folders)
+    assert len(first) == 8 + 1
+    assert first == again
+    assert all(content != first.get(name) for name, content in other.items())
 
 
 def test_two_first_runs_at_once_see_whole_files_only(tmp_path):
-    """Both make the same phantoms; whatever is there at any moment can be read."""
-    prepare_script("vgg16", tmp_path, BENIGN_PATIENTS=15, MALIGNANT_PATIENTS=15)
-    folder = tmp_path / "data" / "phantoms"
-    both = [subprocess.Popen([sys.executable, folder / "prepare.py"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    """Both make the same phantoms; whatever is there at any moment can be read, and a table is complete."""
+    code = f"import runpy; runpy.run_path({str(SCRIPT)!r})['make_phantoms']({str(tmp_path)!r}, 4, 4)"
+    (tmp_path / "labels.csv").write_text("path,label\nimages/gone.png,benign\n")  # the images were deleted
+    runs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     looks = 0
-    while any(process.poll() is None for process in both):
-        if (folder / "labels.csv").exists():
-            assert len(pd.read_csv(folder / "labels.csv")) == 60
-        for image in folder.glob("images/[!.]*.png"):
+    while any(run.poll() is None for run in runs):
+        images = list(tmp_path.glob("images/[!.]*.png"))
+        for image in images:
             assert image.read_bytes().endswith(b"IEND\xaeB`\x82")
             looks += 1
-    assert [process.returncode for process in both] == [0, 0]
-    assert looks > 60
-    assert len(list(folder.rglob("*.png"))) == 60
-    assert not list(folder.rglob("*.partial"))
+        if images and (tmp_path / "labels.csv").exists():
+            assert len(list(tmp_path.glob("images/[!.]*.png"))) == 16
+    assert [run.returncode for run in runs] == [0, 0]
+    assert looks > 16
+    assert len(pd.read_csv(tmp_path / "labels.csv")) == len([*tmp_path.rglob("*.png")]) == 16
+    assert len(list(tmp_path.rglob("*"))) == 16 + 2, "nothing half written"
 
 
 def test_the_table(phantoms, tmp_path):
-    table = phantoms["make_phantoms"](tmp_path, benign=3, malignant=2)
+    table = phantoms["make_phantoms"](tmp_path, benign=4, malignant=3)
     assert pd.read_csv(tmp_path / "labels.csv", dtype=str).equals(table.astype(str))
-    assert table.groupby("patient_id").size().tolist() == [2] * 5
-    assert table.groupby("label")["patient_id"].nunique().to_dict() == {"benign": 3, "malignant": 2}
+    assert table.groupby("patient_id").size().tolist() == [2] * 7
+    assert table.groupby("label")["patient_id"].nunique().to_dict() == {"benign": 4, "malignant": 3}
     assert table["path"].str.contains("synthetic").all()
     for row in table.itertuples():
         image = cv2.imread(str(tmp_path / row.path), cv2.IMREAD_UNCHANGED)
         assert (image.dtype, image.ndim) == (np.uint8, 2)
         x, y, width, height = map(int, row.lesion_box.split(":"))
-        inside = image[y:y + height, x:x + width]
+        inside = image[y : y + height, x : x + width]
         assert inside.shape == (height, width), "the box lies within the image"
-        around = image[max(0, y - 20):y + height + 20, max(0, x - 20):x + width + 20]
+        around = image[max(0, y - 20) : y + height + 20, max(0, x - 20) : x + width + 20]
         assert inside.mean() > around.mean(), "the mass is brighter than its surroundings"
+        mirrored = image[:, ::-1][y : y + height, x : x + width]
+        assert inside.mean() > mirrored.mean(), "and than what lies on the other side of the film"
 
 
 def test_tissue_has_the_power_spectrum_of_mammograms(phantoms):
@@ -80,7 +79,7 @@ def test_malignant_masses_are_less_compact(phantoms):
         contour = max(contours, key=cv2.contourArea)
         return 4 * np.pi * cv2.contourArea(contour) / cv2.arcLength(contour, True) ** 2
 
-    benign, malignant = (np.array([roundness(p, seed) for seed in range(30)]) for p in (0, 1))
+    benign, malignant = (np.array([roundness(plainness, seed) for seed in range(30)]) for plainness in (0, 1))
     assert benign.min() > malignant.max()
 
 
@@ -88,16 +87,9 @@ def test_the_default_collection(phantoms):
     assert 2 * (phantoms["BENIGN_PATIENTS"] + phantoms["MALIGNANT_PATIENTS"]) == 240
 
 
-def test_a_script_makes_its_phantoms_where_there_are_none(phantoms, record, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "data" / "phantoms"
-    folder.mkdir(parents=True)
-    source = (common.PHANTOMS / "prepare.py").read_text()
-    for name, count in (("BENIGN_PATIENTS", 5), ("MALIGNANT_PATIENTS", 5)):
-        source = source.replace(f"{name} = {phantoms[name]}", f"{name} = {count}")
-    (folder / "prepare.py").write_text(source)
-    monkeypatch.setattr(common, "HERE", tmp_path)
-    monkeypatch.setattr(common, "PHANTOMS", folder)
-    table = common.find_images(record, resnet50.DATA_DIR)
-    assert len(table) == 20
-    assert record["note"] == "synthetic phantoms"
-    assert "SYNTHETIC" in capsys.readouterr().out
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "prepare.py").write_bytes(SCRIPT.read_bytes())
+    (tmp_path / "images").write_text("in the way")
+    failed = subprocess.run([sys.executable, tmp_path / "prepare.py"], capture_output=True, text=True)
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    assert failed.stderr.startswith("The phantoms could not be made: ")

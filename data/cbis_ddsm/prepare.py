@@ -1,19 +1,15 @@
 """Make labels.csv for CBIS-DDSM: digitised films with biopsy-proven labels, in a download of yours.
 
-Get the images from one of
-
-    https://www.cancerimagingarchive.net/collection/cbis-ddsm/ (TCIA: DICOM, 164 GB)
-    awsaf49/cbis-ddsm-breast-cancer-image-dataset, on Kaggle (a JPEG copy)
-
-and the four tables *_case_description_*_set.csv from TCIA (Kaggle has them in csv/). Leave everything as
-it comes, with the tables anywhere below the download or beside this file. Then
+Get the images from TCIA (https://www.cancerimagingarchive.net/collection/cbis-ddsm/, DICOM, 164 GB) or Kaggle
+(awsaf49/cbis-ddsm-breast-cancer-image-dataset, a JPEG copy), and the four tables *_case_description_*_set.csv
+from TCIA (Kaggle has them in csv/). Leave everything as it comes, with the tables anywhere below the download
+or beside this file. Then
 
     python data/cbis_ddsm/prepare.py DOWNLOAD            whole films
     python data/cbis_ddsm/prepare.py DOWNLOAD --crops    abnormalities, as the collection cuts them out
 
-writes labels.csv beside this file, and missing.csv where images are missing. DOWNLOAD is the folder of the
-download, by default that of this file. Nothing is copied: labels.csv points into the download, which has
-to stay where it is. Crops are opened, as only their pixels tell them from the masks beside them.
+writes labels.csv beside this file, and missing.csv where images are missing. Nothing is copied: labels.csv
+points into the download. Crops are opened, as only their pixels tell them from the masks beside them.
 
 The licence is CC BY 3.0: cite Lee et al. 2017, Sci. Data 4:170177.
 """
@@ -44,7 +40,6 @@ COLUMNS = {  # of these tables, which write some with underscores, and what they
     "roi mask file path": "mask",
 }
 LABELS = {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"}
-CLASSES = ("benign", "malignant")
 PUBLISHED = {"patients": 1566, "films": 3103, "abnormalities": 3568}
 KINDS = {".csv": "tables", ".dcm": "DICOM", ".jpg": "JPEG", ".jpeg": "JPEG"}
 UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks, above 0.04 in crops
@@ -53,25 +48,15 @@ UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks
 HERE = Path(__file__).resolve().parent
 
 
-def track(items, what):
-    """The same items, counted on the console."""
-    count = 0
-    for count, item in enumerate(items, 1):
-        if count % 50 == 0:
-            print(f"\r{what}: {count}", end="", flush=True)
-        yield item
-    print(f"\r{what}: {count}", flush=True)
-
-
 def list_files(download):
     """Sorted paths of the files that may matter: {"tables", "DICOM", "JPEG": list}. Links are followed, once."""
     files, seen = {kind: [] for kind in KINDS.values()}, set()
-    for folder, below, names in track(os.walk(download, followlinks=True), "folders searched"):
-        below.sort()
+    for folder, below, names in os.walk(download, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
             below.clear()
             continue
         seen.add(real)
+        below.sort()
         for name in names:
             kind = KINDS.get(os.path.splitext(name)[1].lower())
             if kind and not name.startswith("."):
@@ -79,33 +64,27 @@ def list_files(download):
     return {kind: sorted(paths) for kind, paths in files.items()}
 
 
-def read_tables(paths, download, folder):
-    """All rows of the four tables, one per abnormality: the values of COLUMNS, table, label, split; all str.
-
-    paths: the tables below the download. Ends the process where one is missing or not as it should be.
-    """
-    found = {name: [path for path in paths if path.name == name] or [folder / name] for name in TABLES}
-    if missing := [name for name, (path, *_) in found.items() if not path.is_file()]:
-        sys.exit(f"{', '.join(missing)} missing: put it below {download} or into {folder}.")
+def read_tables(paths, folder):
+    """All rows of the four tables, one per abnormality: the values of COLUMNS, table, label, split; all str."""
     parts = []
-    for name, (path, *others) in found.items():
-        if any(other.read_bytes() != path.read_bytes() for other in others):
-            sys.exit(f"{name} differs between {', '.join(map(str, (path, *others)))}: keep one of them.")
+    for name, split in TABLES.items():
+        path, *copies = [path for path in paths if path.name == name] or [folder / name]
+        if any(copy.read_bytes() != path.read_bytes() for copy in copies):
+            sys.exit(f"{name} differs between {', '.join(map(str, (path, *copies)))}: keep one of them.")
         try:
             part = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except FileNotFoundError:
+            sys.exit(f"{name} is missing: put it into {folder}, or anywhere below the download.")
         except ValueError as error:
             sys.exit(f"{path} cannot be read as a table ({error}): get it anew.")
         part.columns = part.columns.str.strip().str.lower().str.replace("_", " ")
         if missing := [column for column in COLUMNS if column not in part]:
             sys.exit(f"{path} has no column {' and no column '.join(missing)}: get it anew.")
         part = part[list(COLUMNS)].rename(columns=COLUMNS).apply(lambda column: column.str.strip())
-        parts.append(part.assign(table=name, split=TABLES[name]))
-    table = pd.concat(parts, ignore_index=True)
-    wrong = table[~table["pathology"].isin(LABELS)]
-    if len(wrong):
-        values, names = (", ".join(sorted(set(wrong[column].map(repr)))) for column in ("pathology", "table"))
-        sys.exit(f"The pathology {values} in {names} is unknown: it has to be one of {', '.join(LABELS)}.")
-    return table.assign(label=table["pathology"].map(LABELS))
+        if wrong := sorted(set(part["pathology"]) - set(LABELS)):
+            sys.exit(f"{path}: the pathology {wrong} is unknown, it has to be one of {', '.join(LABELS)}.")
+        parts.append(part.assign(table=name, split=split, label=part["pathology"].map(LABELS)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def merge_tables(table, crops):
@@ -116,21 +95,17 @@ def merge_tables(table, crops):
     """
     patients, films = table[["patient_id", "film"]].nunique()
     counts = {"patients": patients, "films": films, "abnormalities": len(table)}
-    lacks = ", ".join(f"{PUBLISHED[what]} {what}" for what in counts if counts[what] != PUBLISHED[what])
-    print(f"tables: {', '.join(f'{count} {what}' for what, count in counts.items())},",
-          f"*** but published were {lacks} ***" if lacks else "as published")
+    print(f"tables: {counts},", "as published" if counts == PUBLISHED else f"but published were {PUBLISHED}")
     train = table["patient_id"].isin(table["patient_id"][table["split"] == "train"])
     moved = table[train & (table["split"] == "validation")]
-    if len(moved):
-        print(f"{moved['patient_id'].nunique()} patients stand in training and test tables: all of theirs goes to"
-              f" train, so validation has {moved['film'].nunique()} films fewer than the official test side")
+    print(f"{moved['patient_id'].nunique()} patients stand in training and test tables: all of theirs goes to"
+          f" train, so validation has {moved['film'].nunique()} films fewer than the official test side")
     table = table.assign(split=np.where(train, "train", "validation"))
     if crops:
         return table
     pictures = table.groupby(["patient_id", "side", "view"])
-    if twice := (pictures["film"].nunique() > 1).sum():
-        print(f"{twice} films stand in mass and calc tables, as two files of one picture each: both files are"
-              " kept, labelled by the lesions of both")
+    print(f"{(pictures['film'].nunique() > 1).sum()} films stand in mass and calc tables, as two files of one"
+          " picture each: both files are kept, labelled by the lesions of both")
     several = pictures["type"].transform("nunique") > 1
     table = table.assign(label=pictures["label"].transform("max"), type=table["type"].mask(several, "both"))
     return table.drop_duplicates("film")
@@ -143,18 +118,6 @@ def index_images(paths, download, places):
         for name in named.intersection(path.relative_to(download).parts[:-1]):
             index.setdefault(name, []).append(path)
     return index
-
-
-def read_descriptions(paths):
-    """{(series, file): SeriesDescription} of a dicom_info.csv, which Kaggle has: it spares opening files."""
-    descriptions = {}
-    for path in (path for path in paths if path.name == "dicom_info.csv"):
-        try:
-            info = pd.read_csv(path, usecols=["image_path", "SeriesDescription"], dtype=str, keep_default_na=False)
-        except ValueError:
-            continue
-        descriptions |= {tuple(image.split("/")[-2:]): words for image, words in info.itertuples(index=False)}
-    return descriptions
 
 
 def read_pixels(path):
@@ -181,20 +144,17 @@ def is_mask(pixels):
     return bool(grey.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * grey.var())
 
 
-def choose_image(places, index, descriptions, crops):
-    """(path, "") of the film or crop that the paths of a row name, (None, reason) where that is not clear.
+def choose_image(places, index, crops):
+    """(path, "") of the film or crop that the paths of a row name, (its place, reason) where that is not clear.
 
-    places: the path of the film; or those of crop and mask, which may be swapped, or lie in one series.
+    places: that of the film; or those of crop and mask, which may be swapped, or lie in one series.
     """
     parts = [place.split("/") for place in places]
-    for names in {part[-2:][0] for part in parts}, {part[0] for part in parts}:  # series, or else subjects
+    for names in {part[-2:][0] for part in parts}, {part[0] for part in parts}:  # of series, or else of subjects
         if paths := sorted({path for name in names for path in index.get(name, ())}):
             break
     if len(paths) == 1 and not crops:
         return paths[0], ""
-    words = [descriptions.get((path.parent.name, path.name)) for path in paths]
-    if crops and "cropped images" in words and words.count("ROI mask images") == len(words) - 1:
-        return paths[words.index("cropped images")], ""
     sizes = {}
     for path in paths:
         try:
@@ -202,19 +162,12 @@ def choose_image(places, index, descriptions, crops):
             if not is_mask(pixels):
                 sizes[path] = pixels.size
         except Exception:  # OpenCV and pydicom raise whatever the file leads them to
-            return None, f"{path.name} cannot be read"
+            return Path(places[0]), f"{path.name} cannot be read"
     if not sizes:
-        return None, "only a mask" if paths else "not in the download"
+        return Path(places[0]), "only a mask" if paths else "not in the download"
     if crops and len(sizes) > 1:
-        return None, f"{len(sizes)} images that are no masks"
+        return Path(places[0]), f"{len(sizes)} images that are no masks"
     return max(sizes, key=sizes.get), ""
-
-
-def write_table(table, path):
-    """Write a table aside, then put it in place: a run that breaks off leaves the old one."""
-    aside = path.with_name(path.name + ".part")
-    table.to_csv(aside, index=False, lineterminator="\n")
-    os.replace(aside, path)
 
 
 def main(download=HERE, crops=False, folder=HERE):
@@ -223,37 +176,35 @@ def main(download=HERE, crops=False, folder=HERE):
     if not download.is_dir():
         sys.exit(f"There is no folder {download}: name the folder of the download.")
     files = list_files(download)
-    table = merge_tables(read_tables(files["tables"], download, folder), crops)
+    table = merge_tables(read_tables(files["tables"], folder), crops)
     what, columns = ("crops", ["crop", "mask"]) if crops else ("films", ["film"])
     places = table[columns].to_numpy()
     dicom, jpeg = (index_images(files[kind], download, places.ravel()) for kind in ("DICOM", "JPEG"))
     if dicom and jpeg:
         sys.exit(f"{download} holds both the DICOM files and the JPEG copy: name the folder of one of them.")
-    descriptions = read_descriptions(files["tables"])
-    chosen = [choose_image(row, dicom or jpeg, descriptions, crops) for row in track(places, f"{what} looked up")]
-    paths = [path.relative_to(folder) if path and path.is_relative_to(folder) else path for path, _ in chosen]
-    table = table.assign(path=[path.as_posix() if path else "" for path in paths])
-    labels, missing = table[table["path"] != ""].sort_values("path"), table[table["path"] == ""]
+    paths, reasons = [], []
+    for number, row in enumerate(places):
+        if number % 500 == 0:
+            print(f"looking up {what}: {number} of {len(places)}", flush=True)
+        path, reason = choose_image(row, dicom or jpeg, crops)
+        paths.append((path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix())
+        reasons.append(reason)
+    table = table.assign(path=paths, reason=reasons)
+    labels, missing = (table[(table["reason"] == "") == found].sort_values("path") for found in (True, False))
     if labels.empty:
         sys.exit(f"""{download} holds none of the {len(table)} {what}. Two layouts are known:
   TCIA    .../Calc-Test_P_00038_LEFT_CC/<study>/<series>/*.dcm
   Kaggle  .../jpeg/<uid of the series>/*.jpg""")
     labels = labels[["path", "label", "patient_id", "split", "side", "view", "type"]]
-    write_table(labels, folder / "labels.csv")
+    labels.to_csv(folder / "labels.csv.part", index=False, lineterminator="\n")
+    os.replace(folder / "labels.csv.part", folder / "labels.csv")
     (folder / "missing.csv").unlink(missing_ok=True)
     if len(missing):
-        missing = missing.assign(path=missing[columns[0]], reason=[reason for path, reason in chosen if not path])
-        missing = missing[["path", "table", "reason"]].sort_values("path")
-        write_table(missing, folder / "missing.csv")
-        counts = ", ".join(f"{count} of {name}" for name, count in missing.groupby("table").size().items())
-        print(f"{len(missing)} {what} are missing ({counts}), all of them listed in {folder / 'missing.csv'}")
-        print(*(f"  {row.path}: {row.reason}" for row in missing[:20].itertuples()), sep="\n")
+        missing[["path", "table", "reason"]].to_csv(folder / "missing.csv", index=False, lineterminator="\n")
+        print(f"{len(missing)} {what} are missing: {folder / 'missing.csv'} lists them and says why")
     print(f"{folder / 'labels.csv'}: {len(labels)} {what} of {labels['patient_id'].nunique()} patients")
-    for side in ("train", "validation"):
-        benign, malignant = ((labels["label"][labels["split"] == side] == label).sum() for label in CLASSES)
-        print(f"  {side}: {benign} benign, {malignant} malignant")
-        if not (benign and malignant):
-            print("  *** a class has none: training needs both on both sides ***")
+    counts = pd.crosstab(labels["split"], labels["label"])
+    print(counts.reindex(index=["train", "validation"], columns=["benign", "malignant"], fill_value=0))
     crop = " and CROP = None, as these are cut out already," if crops else ""
     print(f'next: set DATA_DIR = "data/cbis_ddsm"{crop} at the top of resnet50.py or vgg16.py')
     return labels
@@ -263,8 +214,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make labels.csv for CBIS-DDSM; the top of this file says more.")
     parser.add_argument("download", metavar="DOWNLOAD", nargs="?", default=HERE, help="the folder of the download")
     parser.add_argument("--crops", action="store_true", help="the abnormalities that are cut out, not whole films")
-    arguments = parser.parse_args()
     try:
-        main(arguments.download, arguments.crops)
+        main(**vars(parser.parse_args()))
     except OSError as error:  # no right to read or write, a full disk
         sys.exit(f"labels.csv could not be made: {error}")

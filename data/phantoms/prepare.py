@@ -3,9 +3,9 @@
     python data/phantoms/prepare.py
 
 writes 240 images of 120 invented patients (a CC and an MLO view each) to data/phantoms/images and
-their labels.csv beside it, in a few seconds, the same bytes from the same SEED. resnet50.py and
-vgg16.py call it by themselves. Nothing here was ever a person: a phantom shows that a pipeline
-learns and measures, never how good it would be on patients.
+their labels.csv beside it, in a few seconds, the same bytes from the same SEED. data/films.py calls
+it where they are missing. Nothing here was ever a person: a phantom shows that a pipeline learns and
+measures, never how good it would be on patients.
 
 A breast is an outline against the chest wall, filled with noise of a power-law spectrum (Burgess,
 Jacobson and Judy 2001, Med. Phys. 28:419: exponent about 3 in mammograms). It holds one mass: a
@@ -13,6 +13,7 @@ benign one is oval and circumscribed, a malignant one irregular and spiculated, 
 microcalcifications. Both vary until they overlap, so that some cases stay hard.
 """
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -121,14 +122,11 @@ def make_view(rng, view, side, plainness, radius, contrast, calcified):
     return image, [round(number) for number in (x, y, width, height)]
 
 
-def write_aside(path, content):
-    """Write bytes to a file that appears whole or not at all: flushed to the disk, then renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with aside.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
+def write_atomically(path, content):
+    """Write bytes to a file that appears whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, seed=SEED):
@@ -138,6 +136,7 @@ def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, 
     is complete, and two runs that make it at once write the same.
     """
     folder = Path(folder)
+    (folder / "labels.csv").unlink(missing_ok=True)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for patient in range(benign + malignant):
@@ -152,13 +151,16 @@ def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, 
             plainness *= label == "malignant"  # 0 for a benign mass
             image, box = make_view(rng, view, side, plainness, radius, contrast, calcified)
             path = f"images/synthetic_{patient:04d}_{side}_{view}.png"
-            write_aside(folder / path, cv2.imencode(".png", image)[1].tobytes())
+            write_atomically(folder / path, cv2.imencode(".png", image)[1].tobytes())
             rows.append((path, label, f"synthetic_{patient:04d}", ":".join(map(str, box))))
     table = pd.DataFrame(rows, columns=["path", "label", "patient_id", "lesion_box"])
-    write_aside(folder / "labels.csv", table.to_csv(index=False).encode())
+    write_atomically(folder / "labels.csv", table.to_csv(index=False).encode())
     return table
 
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
-    print(f"{len(make_phantoms(here))} synthetic mammograms in {here}")
+    try:
+        print(f"{len(make_phantoms(here))} synthetic mammograms in {here}")
+    except OSError as error:  # no right to write, a full disk
+        sys.exit(f"The phantoms could not be made: {error}")

@@ -1,0 +1,300 @@
+"""The page over all runs answers which setting is better, and how sure that is. Nothing is trained here."""
+import html
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+
+from data import comparison, metrics
+from data.films import CLASSES
+
+CONSTANTS = {
+    "DATA_DIR": "data/phantoms", "OUTPUT_DIR": "outputs", "CROP": "breast", "FOLD": 0, "WEIGHTS": "imagenet",
+    "UNFROZEN_FRACTION": 0.5, "LEARNING_RATE": 1e-4, "EPOCHS": 7, "BATCH_SIZE": 13, "SEED": 0,
+    "MIXED_PRECISION": "auto", "BRIGHTNESS": 0.1, "CONTRAST": 0.2, "SATURATION": 0.2, "HEAD_UNITS": 256,
+    "DROPOUT": 0.3, "THRESHOLD": 0.5,
+}
+PICTURES = ("confusion_matrix.png", "roc_curve.png", "training_curves.png", "grad_cam_example.png")
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Write the folder of a run: of 200 films of 100 patients, a fifth is held out, scored with some skill."""
+    clock = iter(range(1_700_000_000, 1_800_000_000))
+
+    def write(name, backbone="vgg16", skill=1.0, note="", collection="", given=False, weights="aaaa", seed=0,
+              keep=1.0, **constants):
+        constants, numbers = CONSTANTS | constants, np.arange(200)
+        split = pd.DataFrame({"path": [f"{number:04d}" for number in numbers]})
+        split["label"] = np.take(CLASSES, numbers // 2 % 2)
+        split["patient_id"] = split["group"] = [f"{number // 2:03d}" for number in numbers]
+        split["film_sha256"] = collection + split["path"]
+        held_out = numbers // 4 % 5 == (0 if given else constants["FOLD"])
+        films = split[held_out].head(int(keep * held_out.sum()))
+        labels = films["label"].eq("malignant").to_numpy(int)
+        noise = np.random.default_rng(seed + 10 * constants["FOLD"]).standard_normal(len(films))
+        scores = np.clip(0.5 + 0.3 * skill * (labels - 0.5) + 0.2 * noise, 0, 1)
+        (folder := tmp_path / name).mkdir()
+        split.to_csv(folder / "split.csv", index=False)
+        films[["path", "patient_id", "label"]].assign(probability=scores).to_csv(
+            folder / "predictions.csv", index=False)
+        results = metrics.measure(labels, scores, films["group"], constants["SEED"], constants["THRESHOLD"])
+        (folder / "metrics.json").write_text(json.dumps(results | {"note": note}))
+        (folder / "settings.json").write_text(json.dumps({
+            "note": note, "constants": constants, "backbone": backbone, "model": {"backbone": backbone},
+            "weights": {"origin": "a file", "pretrained": True, "sha256": weights}, "split": {"given": given},
+            "seconds": {"training": 120.0, "total": 150.0},
+        }))
+        os.utime(folder / "settings.json", (next(clock),) * 2)
+        for picture in PICTURES:
+            (folder / picture).touch()
+        return folder
+
+    return write
+
+
+def strip_tags(source):
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", source)).split())
+
+
+class Page(HTMLParser):
+    """report.html taken apart: tags with attributes, all text, rows of tables as dicts."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source, self.text, self.tags, self.tables = source, strip_tags(source), [], []
+        self.feed(source)
+        for table in self.find("table"):
+            rows = [re.findall("(?s)<t[hd].*?</t[hd]>", row) for row in re.findall("(?s)<tr.*?</tr>", table)]
+            header, *rows = [list(map(strip_tags, row)) for row in rows]
+            self.tables.append([dict(zip(header, row, strict=True)) for row in rows])
+
+    def find(self, tag):
+        return re.findall(f"<{tag}[ >].*?</{tag}>", self.source, re.DOTALL)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+@pytest.fixture
+def compare(tmp_path):
+    """The page and runs.csv over the runs that have been written."""
+
+    def run():
+        comparison.compare(tmp_path)
+        table = pd.read_csv(tmp_path / "runs.csv", dtype=str, keep_default_na=False)
+        return Page((tmp_path / "report.html").read_text("utf-8")), table.set_index("run")
+
+    return run
+
+
+def read_predictions(*folders):
+    """(labels, scores, patients, folds) of the held-out films of all runs."""
+    tables = [pd.read_csv(folder / "predictions.csv", dtype={"patient_id": str}) for folder in folders]
+    folds = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    table = pd.concat(tables)
+    labels = table["label"].eq("malignant").to_numpy(int)
+    return labels, table["probability"].to_numpy(), table["patient_id"].to_numpy(), folds
+
+
+def test_settings_are_named_by_the_constants_that_differ_and_what_all_share_is_said_once(write_run, compare):
+    write_run("a", "resnet50")
+    write_run("b", "resnet50", DROPOUT=0.5)
+    write_run("c", "densenet121", CROP=None)
+    page, _ = compare()
+    assert {row["setting"] for row in page.tables[0]} == {
+        "resnet50, CROP breast, DROPOUT 0.3", "resnet50, CROP breast, DROPOUT 0.5",
+        "densenet121, CROP None, DROPOUT 0.3"}
+    (shared,) = (strip_tags(text) for text in page.find("p") if "All settings" in text)
+    for text in ("EPOCHS 7", "LEARNING_RATE 0.0001", "HEAD_UNITS 256", "WEIGHTS imagenet", "SEED 0"):
+        assert text in shared
+    assert not re.search("DROPOUT|CROP|FOLD|DATA_DIR|OUTPUT_DIR|aaaa", shared)
+
+
+def test_every_constant_tells_settings_apart_but_where_the_films_lie(write_run, compare):
+    write_run("a", FOLD=0)
+    write_run("b", FOLD=1, DATA_DIR="elsewhere", OUTPUT_DIR="elsewhere", BATCH_SIZE=13.0)
+    assert len(compare()[0].tables[0]) == 1
+    changed = CONSTANTS.keys() - {"DATA_DIR", "OUTPUT_DIR", "FOLD", "SEED", "WEIGHTS"}
+    for number, name in enumerate(changed):
+        write_run(f"changed {name}", **{name: 0.25, "FOLD": number % 5})
+    assert len(compare()[0].tables[0]) == 1 + len(changed)
+
+
+def test_weights_are_what_they_hold_not_where_they_lie(write_run, compare):
+    write_run("a", WEIGHTS="imagenet")
+    write_run("b", WEIGHTS="~/imagenet.h5", FOLD=1)
+    (row,) = compare()[0].tables[0]
+    assert row["folds"] == "0, 1"
+    write_run("c", WEIGHTS="~/imagenet.h5", weights="bbbb")
+    assert len(compare()[0].tables[0]) == 2
+
+
+def test_folds_are_pooled_at_the_threshold_of_the_setting(write_run, compare):
+    folders = [write_run(f"vgg16-{fold}", FOLD=fold, skill=1 - fold / 2, THRESHOLD=0.6) for fold in range(3)]
+    (row,) = compare()[0].tables[0]
+    labels, scores, patients, folds = read_predictions(*folders)
+    intervals = metrics.measure(labels, scores, patients, 0, 0.6, folds)["ci95"]
+    called = scores >= 0.6
+    expected = {
+        "AUC": np.mean([sklearn.metrics.roc_auc_score(labels[folds == n], scores[folds == n]) for n in range(3)]),
+        "accuracy": sklearn.metrics.accuracy_score(labels, called),
+        "precision": sklearn.metrics.precision_score(labels, called),
+        "recall": sklearn.metrics.recall_score(labels, called),
+        "f1": sklearn.metrics.f1_score(labels, called),
+        "specificity": sklearn.metrics.recall_score(1 - labels, ~called),
+    }
+    for name, value in expected.items():
+        assert row[name] == "{:.2f} [{:.2f}, {:.2f}]".format(value, *intervals[name.lower()]), name
+    assert [row[name] for name in ("folds", "films", "patients")] == ["0, 1, 2", "120", "60"]
+
+
+def test_of_repeats_of_a_fold_the_newest_counts(write_run, compare):
+    write_run("z-older", skill=0.0)
+    newer, fold = write_run("a-newer", skill=2.0), write_run("b", FOLD=1, skill=2.0)
+    page, table = compare()
+    (row,) = page.tables[0]
+    auc = metrics.measure(*read_predictions(newer, fold)[:3], folds=read_predictions(newer, fold)[3])["auc"]
+    assert row["AUC"].startswith(f"{auc:.2f} ")
+    assert (row["folds"], row["films"], len(table)) == ("0, 1", "80", 3)
+
+
+def test_a_given_split_is_never_pooled_and_a_single_setting_compared_with_nothing(write_run, compare):
+    write_run("a", "densenet121", given=True, FOLD=0, SEED=3)
+    newest = write_run("b", "densenet121", given=True, FOLD=1, SEED=3)
+    page, _ = compare()
+    (row,) = page.tables[0]
+    results = json.loads((newest / "metrics.json").read_text())
+    assert row["AUC"] == comparison.with_interval(results, "auc")
+    assert (row["setting"], row["folds"], row["films"]) == ("densenet121", "given split", "40")
+    assert not re.search("minus|optimistic|Bonferroni", page.text)
+
+
+def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare):
+    write_run("a", DATA_DIR="data/phantoms")
+    write_run("b", DATA_DIR="/elsewhere/phantoms", DROPOUT=0.5)
+    write_run("other films", collection="others", DATA_DIR="/films/ddsm")
+    write_run("other folds", SEED=1)
+    write_run("no folds", given=True)
+    page, _ = compare()
+    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm: 200 films of 100 patients"] + 3 * [
+        "phantoms: 200 films of 100 patients"]
+    assert sorted(map(len, page.tables)) == [1, 1, 1, 2]
+
+
+def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_all_pairs(write_run, compare):
+    best = [write_run(f"a{fold}", skill=2.0, FOLD=fold) for fold in range(3)]
+    second = [write_run(f"b{fold}", skill=0.5, seed=1, FOLD=fold, DROPOUT=0.5) for fold in range(1, 4)]
+    third = write_run("c", skill=0.1, seed=2, CROP="lesion", keep=0.5)
+    write_run("d", skill=-2.0, FOLD=4, DROPOUT=0.1)
+    page, _ = compare()
+    cells = {row["setting"]: row["best minus this"] for row in page.tables[0]}
+    for name, first, others in (("CROP breast, DROPOUT 0.5", best[1:], second[:2]),
+                                ("CROP lesion, DROPOUT 0.3", best[:1], [third])):
+        labels, scores, patients, folds = read_predictions(*others)
+        _, reference, *_ = read_predictions(*first)
+        expected = metrics.compare_aucs(labels, reference[: len(labels)], scores, patients, folds, 1 - 0.05 / 6)
+        assert cells[name] == "{:+.2f} [{:+.2f}, {:+.2f}] on {} films".format(*expected, len(labels))
+    assert list(cells) == ["CROP breast, DROPOUT 0.3", "CROP breast, DROPOUT 0.5", "CROP lesion, DROPOUT 0.3",
+                           "CROP breast, DROPOUT 0.1"]
+    assert list(cells.values())[::3] == ["", "no fold in common"]
+    for text in ("Bonferroni", "models on the same patients, not of two settings", "its figures are optimistic"):
+        assert text in page.text
+
+
+def test_runs_of_older_versions_appear_with_what_they_have(write_run, compare):
+    write_run("newer", DROPOUT=0.5)
+    constants = {name: value for name, value in CONSTANTS.items() if name not in ("THRESHOLD", "MIXED_PRECISION")}
+    edit_json(write_run("older") / "settings.json", split={"how": "fold 0"}, seconds={"train": 60, "evaluate": 30},
+              head={name: constants.pop(name) for name in ("HEAD_UNITS", "DROPOUT")},
+              augmentation={name: constants.pop(name) for name in ("BRIGHTNESS", "CONTRAST", "SATURATION")},
+              constants=constants)
+    page, table = compare()
+    assert {row["setting"] for row in page.tables[0]} == {
+        "MIXED_PRECISION auto, DROPOUT 0.5", "MIXED_PRECISION not recorded, DROPOUT 0.3"}
+    assert table.loc["older", ["THRESHOLD", "minutes", "backbone"]].tolist() == ["0.5", "1.5", "vgg16"]
+
+
+HEADER = "path,patient_id,label,probability\n"
+SPOILT = [
+    ("settings.json", "{"), ("settings.json", "[]"), ("settings.json", {"constants": {}}),
+    ("settings.json", {"constants": CONSTANTS | {"THRESHOLD": "half"}}), ("settings.json", {"model": 3}),
+    ("settings.json", {"weights": "imagenet"}), ("settings.json", {"seconds": {"total": "many"}}),
+    ("metrics.json", "{}"), ("metrics.json", {"ci95": {"accuracy": 1}}), ("predictions.csv", ""),
+    ("predictions.csv", HEADER), ("predictions.csv", HEADER + "0000,1,benign,0.5\n"),
+    ("predictions.csv", HEADER + "0000,1,benign,high\n0002,1,malignant,0.5\n"), ("split.csv", "path,label\n"),
+    ("predictions.csv", HEADER + "0000,1,benign,0.5\n0002,1,normal,0.5\n"),
+]
+
+
+def test_no_bad_folder_prevents_the_page(write_run, compare, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(logging.getLogger("mammograms"), "propagate", True)
+    comparison.compare(tmp_path)
+    assert not list(tmp_path.iterdir()), "there is no run"
+    edit_json(write_run("a note that is no text") / "settings.json", note=3)
+    for number, (name, content) in enumerate(SPOILT):
+        file = write_run(f"bad-{number:02d}", FOLD=2) / name
+        edit_json(file, **content) if isinstance(content, dict) else file.write_text(content)
+    (write_run("bad-99") / "metrics.json").unlink()
+    write_run(".unfinished")
+    assert compare()[1].index.tolist() == ["a note that is no text"]
+    messages = " ".join(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert len(set(re.findall(r"bad-\d\d", messages))) == len(SPOILT) + 1
+
+
+def test_runs_csv_has_a_row_per_run_with_settings_and_metrics(write_run, compare, tmp_path):
+    folder = write_run("b", CROP=None, note="synthetic phantoms")
+    write_run("a", "resnet50", DROPOUT=0.5)
+    _, table = compare()
+    assert table.loc["a", ["backbone", "DROPOUT", "CROP", "FOLD"]].tolist() == ["resnet50", "0.5", "breast", "0"]
+    assert table.loc["b", ["backbone", "CROP", "note"]].tolist() == ["vgg16", "None", "synthetic phantoms"]
+    results = json.loads((folder / "metrics.json").read_text())
+    for name, limits in results["ci95"].items():
+        values = table.loc["b", [name, f"{name}_low", f"{name}_high"]].astype(float)
+        assert values.tolist() == pytest.approx([results[name], *limits])
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "runs.csv", "report.html"}
+
+
+def test_what_was_typed_is_shown_and_every_link_leads_to_something(write_run, compare, tmp_path):
+    nasty = "<script>alert('x')</script> & \"$\\frac$\""
+    write_run("a", note=nasty, DATA_DIR=nasty)
+    write_run("b <b>#1 50%?'\"", nasty, WEIGHTS=nasty, weights="bbbb", CROP=nasty)
+    page, _ = compare()
+    assert not {"script", "b"} & {tag for tag, _ in page.tags}
+    assert {row["setting"] for row in page.tables[0]} == {
+        "vgg16, CROP breast, WEIGHTS imagenet", f"{nasty}, CROP {nasty}, WEIGHTS {nasty}"}
+    assert nasty in map(strip_tags, page.find("mark"))
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    targets = [attributes["href" if tag == "a" else "src"] for tag, attributes in page.tags if tag in ("a", "img")]
+    assert len(targets) == 2 * (1 + 1 + len(PICTURES))
+    assert all(target[1:] in ids or (tmp_path / unquote(target)).exists() for target in targets)
+    assert all(len(attributes["alt"]) > 10 for tag, attributes in page.tags if tag == "img")
+    assert "not for clinical use" in page.text
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")
+def test_the_page_fits_a_telephone(write_run, tmp_path):
+    write_run("a_very_long_name" * 5, DATA_DIR="/a_very_long_name" * 9)
+    write_run("b", "resnet50", WEIGHTS="/a_very_long_name" * 9)
+    comparison.compare(tmp_path)
+    (tmp_path / "frame.html").write_text(
+        '<iframe id="page" src="report.html" width="390" height="800" onload="let d ='
+        " document.getElementById('page').contentDocument; document.title = d.documentElement.scrollWidth\">")
+    arguments = ["--headless", "--no-sandbox", "--disable-background-networking", "--allow-file-access-from-files",
+                 f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    dom = subprocess.run(["chromium", *arguments, (tmp_path / "frame.html").as_uri()], capture_output=True,
+                         text=True, timeout=60, check=True).stdout
+    assert int(re.search(r"<title>(\d+)</title>", dom)[1]) <= 390

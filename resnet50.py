@@ -2,11 +2,11 @@
 
     python resnet50.py
 
-trains on the images of DATA_DIR and writes metrics, plots, Grad-CAM overlays and the model to a
+trains on the films of DATA_DIR and writes metrics, plots, Grad-CAM overlays and the model to a
 folder of its own in OUTPUT_DIR. Edit a constant, run again, compare with vgg16.py.
 Research software, not for clinical use.
 """
-import common  # before Keras: it chooses Keras' backend and quiets TensorFlow
+import common  # before Keras: it chooses Keras' backend
 
 import keras
 
@@ -22,45 +22,40 @@ UNFROZEN_FRACTION = 0.5  # share of the backbone's layers that trains: the top 0
 # training
 LEARNING_RATE = 1e-4  # of Adam; vgg16.py takes half: without batch norm, larger steps unsettle it
 EPOCHS = 7  # the weights of the last one are kept
-BATCH_SIZE = 13  # images a step; fewer where memory is short
+BATCH_SIZE = 13  # films a step; fewer where memory is short
 SEED = 0  # of the split, the new weights, the order, the augmentation and the dropout
-MIXED_PRECISION = "auto"  # 16-bit floats with XLA: where all GPUs have tensor cores; or True or False
+MIXED_PRECISION = "auto"  # 16-bit floats: where all GPUs have tensor cores; or True or False
 # ------------------------------------------------------------------------------------------------
 
-IMAGENET_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
-IMAGENET_URL = (
-    "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-    "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-)
 
-
-def build_backbone():
-    """ResNet50 without top layers and with random weights, for raw RGB images in 0..255."""
+def build_backbone(weights):
+    """ResNet50 without top layers, for raw RGB images in 0..255; weights: "imagenet", None or a path."""
     inputs = keras.Input((common.IMAGE_SIZE, common.IMAGE_SIZE, 3), name="image")
     pixels = keras.applications.resnet50.preprocess_input(inputs)
-    return keras.applications.ResNet50(include_top=False, weights=None, input_tensor=pixels)
+    return keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=pixels)
 
 
 def main():
     """Train, evaluate and explain; returns the folder of the run."""
-    record = common.start(globals())
-    films = common.find_images(record, DATA_DIR)
-    films, images, prints = common.read_images(record, films)
-    films = common.group_copies(record, films, prints)
-    films = common.split_patients(record, films, FOLD, SEED)
-    training, validation, steps = common.feed(record, images, films, EPOCHS, BATCH_SIZE, SEED)
-    backbone = build_backbone()
-    pretrained = common.load_weights(record, backbone, WEIGHTS, IMAGENET_URL, IMAGENET_MD5)
-    model = common.build_model(record, backbone, pretrained, UNFROZEN_FRACTION, LEARNING_RATE)
-    with common.run_folder(record, films, OUTPUT_DIR) as folder:
-        history = common.train(record, model, training, validation, EPOCHS, steps, folder)
-        common.save_model(record, model, folder)
-        predictions, maps, metrics, band = common.evaluate(record, model, validation, films)
-        cases = common.explain(record, images, films, predictions, maps, metrics)
-        common.report(record, folder, films, history, predictions, metrics, band, cases)
-        common.save_json(record, folder / "settings.json")
-    common.compare(OUTPUT_DIR)
-    return common.locate(record["run_folder"])
+    settings, console = common.start(globals())
+    films = common.find_films(settings.DATA_DIR)
+    common.check_folds(films)
+    films, images, fingerprints = common.read_films(films, settings.DATA_DIR, settings.CROP, settings.OUTPUT_DIR)
+    films = common.group_duplicates(films, fingerprints)
+    films = common.split_patients(films, settings.FOLD, settings.SEED)
+    common.write_leaks(films, settings.OUTPUT_DIR)
+    common.check_sides(films)
+    backbone, weights = common.load_backbone(build_backbone, films, settings)
+    model = common.build_model(backbone, weights, settings)
+    folder = common.name_run(settings, films, model, weights)
+    if not common.is_complete(folder):
+        training, validation, steps = common.make_datasets(images, films, settings)
+        history = common.train(model, training, validation, steps, settings, folder)
+        predictions, maps = common.evaluate(model, validation, films, settings)
+        common.write_run(folder, settings, films, images, model, weights, history, predictions, maps, console)
+    common.show_results(folder)
+    common.compare(settings.OUTPUT_DIR)
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,397 +1,249 @@
-"""What the speed and memory that the README speaks of are on this machine; run by hand, on an idle one.
+"""Speed and memory on this machine, as ratios. Run it by hand, on an idle machine; nothing is asserted.
 
-    python tests/benchmark.py [SECTION ...]
+    python tests/benchmark.py [training|process|reading|growth]
 
-makes its own films in a temporary folder (10 GB), measures in processes of their own, several times
-each, side by side, and prints a table of ratios; all sections take two hours on two cores. Nothing here
-is asserted: a busy machine would fail it.
+prints minimum, median and maximum over REPEATS rounds, in two hours on two cores. What is compared takes turns
+within a round, so that a machine that slows down slows all of it. Films are invented, up to 16 GB of files.
+
+training: the real pipeline (from memory, with balancing, augmentation and metrics) against the bare compiled
+step, which is forward, backward and Adam on one batch in memory: 0.97 of its images a second are expected.
+FLOP/s against those of a matrix product: 0.80 with ResNet50 and 0.95 with VGG16, whose 3 x 3 convolutions need
+fewer multiplications than are counted. Evaluation with Grad-CAM against the bare forward pass: 0.95.
+Half of the layers train, in batches of 13; weights are random, batch norm is frozen as in pretrained ones.
+
+process: resnet50.py from start to exit against tests/tutorial.py, the script that tutorials for this job have,
+on the same films and weights; again with another learning rate, when all films have been read. Expected are
+1.2 times the speed on small images, 3 and then 4 times on films; on small images, under 30 s for all but the
+training (import, reading, evaluation, figures, saving, report), and a peak memory under 2 GB.
+
+reading: films of 12 megapixels and 16 bits for the first time, and from the cache: 50 times as fast.
+
+growth: peak memory until two steps of training are done: under 3 GB with 100,000 small images, 60 kB for each,
+and with 10,000 a third of that of the tutorial, which reads all into an array. The search for duplicates
+compares all pairs: its time grows with the square of the films, that of all else is linear.
+
+No GPU has been measured. Several machines cannot share a training, as TensorFlow's strategy for that
+fails in Keras 3 (https://github.com/keras-team/keras/issues/20585).
 """
+import contextlib
+import importlib
 import json
 import os
 import resource
-import subprocess
+import runpy
 import sys
 import tempfile
 import time
+import timeit
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pandas as pd
+
+# ------------------------------------------------------------------------------------------------
+REPEATS = 5  # rounds, of what measures time; memory hardly varies
+STEPS = 8  # calls in a row of one kind, before the next kind has its turn
+EPOCHS = 3  # of the tutorial script and of resnet50.py
+IMAGES = 240  # for training and for the whole process
+FILMS = 500  # for the first and the second reading
+SMALL_IMAGES = 10_000, 100_000  # for the growth of memory
+FILM = {"pictures": 26, "size": (3000, 4000), "dtype": np.uint16}  # 26 different ones: each takes a second
+# ------------------------------------------------------------------------------------------------
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# ------------------------------------------------------------------------------------------------
-REPEATS = 5  # of every measurement
-FILMS = 500  # of 3000 x 4000 pixels and 16 bits, for the first and the second pass
-PICTURES = 25  # different ones among them; the others are links, as each takes a second to make
-SOME_FILMS = 100  # of them, for one core against all
-SMALL_IMAGES = 2_000, 20_000, 100_000  # of 96 x 96 pixels, for the memory
-STEPS = 8  # of training in a row, of one kind, before the next kind has its turn
-DRAWS = 52, 104, 208  # images an epoch, for the time of an epoch
-EPOCHS = 3  # of the tutorial script and of resnet50.py
-LEARNING_RATES = {"first run": "1e-4", "second run": "2e-4"}  # of resnet50.py, which keeps what it read
-# ------------------------------------------------------------------------------------------------
+sys.path.insert(0, str(REPOSITORY))
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
-# ---- one measurement, in a process of its own --------------------------------------------------
+def make_films(folder, count, pictures, size, dtype):
+    """Write PNG films of breasts of noise: so many different pictures, an even number, and links to them."""
+    rng, (width, height), white = np.random.default_rng(0), size, np.iinfo(dtype).max
+    rows, columns = np.mgrid[-1 : 1 : height * 1j, 0 : 1 : width * 1j]
+    breast = np.hypot(rows / 0.85, columns / 0.75) < 1
+    files = [folder / ("benign", "malignant")[number % 2] / f"{number // 1000}" / f"{number}.png"
+             for number in range(count)]
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if number >= pictures:
+            os.link(files[number % pictures], file)
+            continue
+        texture = cv2.resize(rng.random((40, 30), np.float32), size, interpolation=cv2.INTER_CUBIC)
+        grain = rng.standard_normal((height, width), np.float32)
+        film = (breast * (0.15 + 0.5 * texture + 0.006 * grain) * white).clip(0, white)
+        cv2.imwrite(str(file), film.astype(dtype), [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
-def resident():
-    """(now, peak) resident memory of this process in MB."""
-    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
-    return now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+# ---- what runs in a process of its own ---------------------------------------------------------
 
 
-def read_once(data, outputs, cores):
-    """Seconds in read_images and a digest of what it gives, on so many cores."""
-    os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:cores])
-    os.cpu_count = lambda: cores
-    sys.path.insert(0, str(REPOSITORY))
-    import common
-    import resnet50
+def call(function, arguments):
+    """(result, peak) of a function: nothing of what it prints, and the peak memory of this process in MB."""
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        result = function(*arguments)
+    return result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
-    record = common.start(vars(resnet50) | {"DATA_DIR": data, "OUTPUT_DIR": outputs})
-    films = common.find_images(record, data)
+
+def run(function, *arguments):
+    """(seconds, peak, result) of a function of this file in a new process, from its start to its exit."""
     started = time.perf_counter()
-    films, images, prints = common.read_images(record, films)
-    seconds = time.perf_counter() - started
-    digest = common.hashlib.sha256(np.array(images).tobytes() + np.array(prints).tobytes()).hexdigest()
-    return {"seconds": seconds, "digest": digest}
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        result, peak = pool.submit(call, function, arguments).result()
+    return time.perf_counter() - started, peak, result
 
 
-def start_training(data, outputs):
-    """Resident MB once the first step of ResNet50 is done, and how many images there were."""
-    sys.path.insert(0, str(REPOSITORY))
+def time_steps(name, outputs):
+    """The table of measure_training for one backbone."""
     import common
-    import resnet50
+    import keras
+    import tensorflow as tf
 
-    constants = vars(resnet50) | {"DATA_DIR": data, "OUTPUT_DIR": outputs, "WEIGHTS": None}
-    record = common.start(constants)
-    films, images, prints = common.read_images(record, common.find_images(record, data))
-    after_reading = resident()
-    films = common.split_patients(record, common.group_copies(record, films, prints), 0, 0)
-    after_copies = resident()
-    training, _, _ = common.feed(record, images, films, 1, 13, 0)
-    model = common.build_model(record, resnet50.build_backbone(), False, 0.5, 1e-4)
-    model.fit(training(0), steps_per_epoch=2, shuffle=False, verbose=0)
-    return {"images": len(films), "reading": after_reading, "copies": after_copies, "training": resident(),
-            "seconds": record["seconds"]}
-
-
-def rate(function, images):
-    """Images a second: `function` takes so many a call, and is called STEPS times."""
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        function()
-    return images * STEPS / (time.perf_counter() - started)
-
-
-def train_and_evaluate(backbone, data, outputs, weights):
-    """Images/s of the real pipeline and the bare step, of evaluation and the bare forward pass; and FLOP/s."""
-    sys.path.insert(0, str(REPOSITORY))
-    import common
-
-    script, keras, tf = __import__(backbone), common.keras, common.tf
-    record = common.start(vars(script) | {"DATA_DIR": data, "OUTPUT_DIR": outputs, "WEIGHTS": weights})
-    films, images, prints = common.read_images(record, common.find_images(record, data))
-    films = common.split_patients(record, common.group_copies(record, films, prints), 0, 0)
-    training, validation, _ = common.feed(record, images, films, 1000, 13, 0)
-    network = script.build_backbone()
-    common.load_weights(record, network, weights, "", "")
-    model = common.build_model(record, network, True, 0.5, 1e-5)
-    batch, labels = next(iter(training(0)))
-    targets = tf.cast(labels, tf.float32)[:, None]
+    script = importlib.import_module(name)
+    settings, _ = common.start(vars(script) | {"OUTPUT_DIR": outputs, "WEIGHTS": None, "EPOCHS": 1000})
+    films = pd.DataFrame({"label": np.resize(common.CLASSES, IMAGES),
+                          "split": np.resize(["train", "train", "train", "train", "validation"], IMAGES)})
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 224, 224), np.uint8)
+    training, validation, _ = common.make_datasets(pixels, films, settings)
+    model = common.build_model(script.build_backbone(None), {"pretrained": True}, settings)
+    size, batches = settings.BATCH_SIZE, iter(training(0))
+    held_out = iter(validation.unbatch().repeat().batch(size).prefetch(2))
+    images, labels = next(batches)
+    labels = tf.cast(labels, tf.float32)[:, None]
+    matrix = tf.random.normal([4096, 4096])
 
     @tf.function
     def step():
         trained = [variable.value for variable in model.trainable_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:  # no gradient of what is frozen is counted
             tape.watch(trained)
-            loss = tf.reduce_mean(keras.losses.binary_crossentropy(targets, model(batch, training=True)))
+            loss = tf.reduce_mean(keras.losses.binary_crossentropy(labels, model(images, training=True)))
         model.optimizer.apply(tape.gradient(loss, trained), model.trainable_variables)
 
+    explain = common.make_gradcam(model)
     model.make_train_function()
-    draws, held_out = iter(training(0)), validation.unbatch().batch(13, drop_remainder=True).repeat()
-    held_out, classify = iter(held_out.prefetch(2)), common.make_classifier(model)
-    forward = tf.function(lambda: model(batch, training=False))
-    matrix = tf.random.normal([4096, 4096])
-    product = tf.function(lambda: tf.matmul(matrix, matrix))
-    kinds = {
-        "bare step": (step, 13),
-        "pipeline": (lambda: model.train_function(draws), 13),
-        "forward": (lambda: forward().numpy(), 13),
-        "evaluation": (lambda: [part.numpy() for part in classify(next(held_out)[0])], 13),
-        "matrix products": (lambda: product().numpy(), 2 * 4096**3 / 1e9),
+    calls = {
+        "bare step": step,
+        "training": lambda: model.train_function(batches),
+        "forward pass": tf.function(lambda: model(images, training=False)),
+        "evaluation": lambda: [part.numpy() for part in explain(next(held_out)[0])],
+        "matrix product": tf.function(lambda: tf.matmul(matrix, matrix)),
     }
-    found = {name: [] for name in kinds}
-    for function, _ in kinds.values():
-        function()  # once, to be traced
-    for _ in range(REPEATS):
-        for name, (function, images_each) in kinds.items():
-            found[name].append(rate(function, images_each))
-    options = tf.compat.v1.profiler.ProfileOptionBuilder(
-        tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()).with_empty_output().build()
-    graph = step.get_concrete_function().graph
-    flops = tf.compat.v1.profiler.profile(graph, options=options).total_float_ops
-    return found | {"GFLOP an image": flops / 13 / 1e9}
+    rounds = [{kind: STEPS / timeit.timeit(function, number=STEPS) for kind, function in calls.items()}
+              for _ in range(1 + REPEATS)]
+    rates = pd.DataFrame(rounds[1:])  # calls a second, without those of the first round, which are traced
+    profiler, graph = tf.compat.v1.profiler, step.get_concrete_function().graph
+    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output()
+    flops = rates["training"] * profiler.profile(graph, options=options.build()).total_float_ops
+    product_flops = rates["matrix product"] * 2 * 4096**3
+    return pd.DataFrame({
+        "training / bare step": rates["training"] / rates["bare step"],
+        "evaluation with Grad-CAM / forward pass": rates["evaluation"] / rates["forward pass"],
+        "FLOP/s, training / matrix product": flops / product_flops,
+        "matrix product, GFLOP/s": product_flops / 1e9,
+        "training, images/s": size * rates["training"],
+        "evaluation with Grad-CAM, images/s": size * rates["evaluation"],
+    }).add_prefix(f"{name}: ")
 
 
-def time_epochs(outputs):
-    """Seconds of an epoch of ResNet50 with DRAWS images, several times in turn; without validation."""
-    sys.path.insert(0, str(REPOSITORY))
+def make_weights(file):
+    import keras
+
+    keras.applications.ResNet50(include_top=False, weights=None).save_weights(file)
+
+
+def run_tutorial(data, weights, epochs, source, output):
+    sys.argv = ["tutorial.py", *map(str, (data, weights, epochs, source, output))]
+    with contextlib.suppress(SystemExit):  # of source "arrays", once the first epoch has begun
+        runpy.run_path(str(REPOSITORY / "tests" / "tutorial.py"))
+
+
+def run_script(data, weights, learning_rate, outputs):
+    """Run resnet50.py as a user does; returns the seconds of its import and of its training."""
+    imported = timeit.timeit("import resnet50", number=1)
+    import resnet50
+
+    vars(resnet50).update({"DATA_DIR": data, "OUTPUT_DIR": outputs, "WEIGHTS": weights,
+                           "LEARNING_RATE": learning_rate, "EPOCHS": EPOCHS})
+    settings = json.loads((resnet50.main() / "settings.json").read_text("utf-8"))
+    return imported, settings["seconds"]["training"]
+
+
+def time_reading(data, outputs):
+    """Seconds of read_films."""
+    from data.films import find_films
+    from data.reading import read_films
+
+    films = find_films(data)
+    return timeit.timeit(lambda: read_films(films, data, "breast", outputs), number=1)
+
+
+def start_training(data, outputs):
+    """Run resnet50.py until two steps of its training are done."""
     import common
     import resnet50
 
-    record = common.start(vars(resnet50) | {"OUTPUT_DIR": outputs})
-    images = np.random.default_rng(0).integers(0, 256, (max(DRAWS) + 2, 224, 224), np.uint8)
-    model, seconds = None, {count: [] for count in DRAWS}
-    for count in (DRAWS[0], *DRAWS * REPEATS):  # the first is traced, and left out
-        films = common.pd.DataFrame({"label": np.resize(common.CLASSES, count + 2), "split": "train"})
-        films.loc[count:, "split"] = "validation"
-        training, _, steps = common.feed(record, images, films, 1, 13, 0)
-        traced = model is not None
-        model = model or common.build_model(record, resnet50.build_backbone(), True, 0.5, 1e-5)
-        started = time.perf_counter()
-        model.fit(training(0), steps_per_epoch=steps, shuffle=False, verbose=0)
-        if traced:
-            seconds[count].append(time.perf_counter() - started)
-    return seconds
+    def train(model, training, *_):
+        model.fit(training(0), steps_per_epoch=2, shuffle=False)
+        sys.exit()
+
+    common.train = train
+    vars(resnet50).update({"DATA_DIR": data, "OUTPUT_DIR": outputs, "WEIGHTS": None})
+    with contextlib.suppress(SystemExit):
+        resnet50.main()
 
 
-def run_script(data, outputs, weights, epochs, learning_rate):
-    """resnet50.py as a user runs it: seconds of the import, of the steps, of tracing them, of stages; peak MB.
-
-    steps: all batches of training and validation. The first of each kind is traced, and as long without that
-    as the median of its kind.
-    """
-    begun = time.perf_counter()
-    sys.path.insert(0, str(REPOSITORY))
-    import common
-    import resnet50
-
-    imported, ticks, fit = time.perf_counter() - begun, {"train": [], "test": []}, common.keras.Model.fit
-
-    def tick(kind):
-        return lambda *_, **__: ticks[kind].append(time.perf_counter())
-
-    clock = common.keras.callbacks.LambdaCallback(
-        **{f"on_{kind}_batch_{when}": tick(kind) for kind in ticks for when in ("begin", "end")})
-    common.keras.Model.fit = lambda *arguments, callbacks, **others: fit(
-        *arguments, callbacks=[*callbacks, clock], **others)
-    vars(resnet50).update(DATA_DIR=data, OUTPUT_DIR=outputs, WEIGHTS=weights, EPOCHS=epochs,
-                          LEARNING_RATE=float(learning_rate))
-    folder = resnet50.main()
-    stages = json.loads((folder / "settings.json").read_text("utf-8"))["seconds"]
-    seconds = [np.diff(times)[::2] for times in ticks.values()]
-    tracing = sum(first - np.median(others) for first, *others in seconds)
-    return {"import": imported, "steps": sum(map(sum, seconds)) - tracing, "tracing": tracing,
-            "stages": stages, "peak": resident()[1]}
+# ---- measurements: a table each, with a row a round --------------------------------------------
 
 
-# ---- in processes of their own -----------------------------------------------------------------
+def measure_training(folder):
+    return pd.concat([run(time_steps, name, folder)[2] for name in ("resnet50", "vgg16")], axis=1)
 
 
-def call(command):
-    """(seconds, what it printed) of a command."""
-    started = time.perf_counter()
-    process = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    if process.returncode:
-        sys.exit(process.stderr)
-    return time.perf_counter() - started, process.stdout
-
-
-def measure(function, *arguments):
-    """Run a function of this file; its result, and nothing of what it prints."""
-    return json.loads(call([sys.executable, __file__, function.__name__, *arguments])[1].splitlines()[-1])
-
-
-# ---- films -------------------------------------------------------------------------------------
-
-
-def make_films(folder, count, pictures):
-    """`count` files of 3000 x 4000 pixels, 16 bits: breasts of noise on black, `pictures` different ones."""
-    import cv2
-
-    rows, columns = np.mgrid[:4000, :3000].astype(np.float32)
-    breast = np.hypot((rows - 2000) / 1700, columns / 2300) < 1
-    for number in range(count):
-        path = folder / ("benign", "malignant")[number % 2] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if number < pictures:
-            noise = np.random.default_rng(number)
-            coarse = cv2.resize(noise.random((40, 30), np.float32), (3000, 4000), interpolation=cv2.INTER_CUBIC)
-            film = breast * (9000 + 30000 * coarse + 400 * noise.standard_normal((4000, 3000), np.float32))
-            cv2.imwrite(str(path), film.clip(0, 65535).astype(np.uint16), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        else:
-            first = number % pictures
-            os.link(folder / ("benign", "malignant")[first % 2] / f"{first:04d}.png", path)
-
-
-def make_small(folder, count, side=96):
-    """`count` square files of that many pixels a side, all different."""
-    import cv2
-
-    for number in range(count):
-        path = folder / ("benign", "malignant")[number % 2] / f"{number // 1000:03d}" / f"{number:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 256, (48, 48), np.uint8)
-        cv2.imwrite(str(path), cv2.resize(noise, (side, side)), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-
-
-def show(what, values, least):
-    """A row of the table: minimum, median and maximum, and what is asked for."""
-    print(f"| {what} | {min(values):.3g} | {np.median(values):.3g} | {max(values):.3g} | {least} |", flush=True)
-
-
-def make_weights(folder):
-    """Weights files of both backbones, random but whole, so that batch norm is frozen as in pretrained ones."""
-    sys.path.insert(0, str(REPOSITORY))
-    import common
-    import resnet50
-    import vgg16
-
-    common.keras.utils.set_random_seed(1)  # not that of the scripts, who would take them for missing
-    for script in (resnet50, vgg16):
-        script.build_backbone().save_weights(Path(folder) / f"{script.__name__}.weights.h5")
-
-
-def measure_training(place):
-    """Throughput of training and evaluation against the bare functions, and against the processor's."""
-    make_small(place / "small", 240, 224)
-    measure(make_weights, place)
-    for backbone, least in (("resnet50", 0.80), ("vgg16", 0.95)):
-        found = measure(train_and_evaluate, backbone, place / "small", place / "outputs",
-                        place / f"{backbone}.weights.h5")
-        work = found.pop("GFLOP an image")
-        show(f"{backbone}: training pipeline / bare step", np.divide(found["pipeline"], found["bare step"]), 0.97)
-        show(f"{backbone}: evaluation with Grad-CAM / bare forward pass",
-             np.divide(found["evaluation"], found["forward"]), 0.95)
-        show(f"{backbone}: FLOP/s of the training pipeline / of matrix products",
-             work * np.divide(found["pipeline"], found["matrix products"]), least)
-        for name, rates in found.items():
-            show(f"{backbone}: {name}, {'GFLOP' if 'matrix' in name else 'images'}/s", rates, "")
-        show(f"{backbone}: GFLOP of a training step an image", [work], "")
-
-
-def race(place, data, source, runs, seconds):
-    """Append the seconds of the tutorial, of resnet50.py, and of it with another learning rate; and its parts.
-
-    runs: {name: learning rate}, one after the other on the same OUTPUT_DIR.
-    """
-    number = len(seconds["tutorial"])
-    weights, outputs = place / "resnet50.weights.h5", place / f"outputs-{data.name}-{number}"
-    tutorial = [sys.executable, REPOSITORY / "tests" / "tutorial.py", data, weights, EPOCHS, source]
-    seconds["tutorial"].append(call([*tutorial, place / f"tutorial-{number}"])[0])
-    for name, rate in runs.items():
-        started = time.perf_counter()
-        parts = measure(run_script, data, outputs, weights, EPOCHS, rate)
-        seconds[name].append(time.perf_counter() - started)
-        seconds["parts"].append(parts | {"rest": seconds[name][-1] - parts["steps"]})
-
-
-def measure_tutorial(place):
-    """The whole process against the common tutorial script, on small images and on films."""
-    measure(make_weights, place)
-    make_small(place / "images", 240, 224)
-    make_films(place / "films", 240, PICTURES)
-    for data, source, least in ((place / "images", "generator", {"first run": 1.2}),
-                                (place / "films", "films", {"first run": 3, "second run": 4})):
-        seconds = {name: [] for name in ("tutorial", *least, "parts")}
-        runs = {name: rate for name, rate in LEARNING_RATES.items() if name in least}
-        for _ in range(REPEATS):
-            race(place, data, source, runs, seconds)
-        parts, what = seconds.pop("parts"), f"240 {data.name}, {EPOCHS} epochs"
-        for name, ratio in least.items():
-            show(f"{what}: tutorial / {name}, seconds", np.divide(seconds["tutorial"], seconds[name]), ratio)
-        for name, values in seconds.items():
-            show(f"{what}: {name}, seconds", values, "")
-        for name, words in {"steps": "steps of training and validation", "rest": "everything but these steps",
-                            "import": "of it import", "tracing": "of it tracing"}.items():
-            show(f"{what}: {words}, seconds", [part[name] for part in parts], "under 30" if name == "rest" else "")
-        for name in parts[0]["stages"]:
-            show(f"{what}: stage {name}, seconds", [part["stages"][name] for part in parts], "")
-        show(f"{what}: peak memory, MB", [part["peak"] for part in parts], "under 2000")
-
-
-def measure_tutorial_memory(place):
-    """Peak memory against the tutorial script that reads all into an array, once the first epoch has begun."""
-    measure(make_weights, place)
-    make_small(place / "many", 10_000, 224)
-    tutorial = [sys.executable, REPOSITORY / "tests" / "tutorial.py", place / "many",
-                place / "resnet50.weights.h5", 1, "arrays", place / "tutorial"]
-    theirs, ours = [], []
+def measure_process(folder):
+    weights, rounds = folder / "resnet50.weights.h5", []
+    run(make_weights, weights)
+    make_films(folder / "images", IMAGES, IMAGES, (224, 224), np.uint8)
+    make_films(folder / "films", IMAGES, **FILM)
     for number in range(REPEATS):
-        theirs.append(int(call(tutorial)[1].split()[-1]) / 1e3)
-        ours.append(measure(start_training, place / "many", place / f"outputs-{number}")["training"][1])
-    show("10,000 images of 224 pixels: peak MB, ours / tutorial", np.divide(ours, theirs), "under 0.33")
-    show("10,000 images of 224 pixels: peak MB, ours", ours, "")
-    show("10,000 images of 224 pixels: peak MB, tutorial", theirs, "")
+        rounds.append({})
+        for data, source in (("images", "generator"), ("films", "films")):
+            tutorial, *_ = run(run_tutorial, folder / data, weights, EPOCHS, source, folder / "tutorial")
+            rounds[-1][f"{data}: tutorial, s"] = tutorial
+            for name, learning_rate in (("first run", 1e-4), ("second run", 2e-4)):
+                seconds, peak, (imported, training) = run(
+                    run_script, folder / data, weights, learning_rate, folder / f"{data}-{number}")
+                facts = {"all, s": seconds, "all but training, s": seconds - training, "import, s": imported,
+                         "peak memory, MB": peak, "tutorial / all": tutorial / seconds}
+                rounds[-1] |= {f"{data}, {name}: {fact}": value for fact, value in facts.items()}
+    return pd.DataFrame(rounds)
 
 
-def measure_growth(place):
-    """The time of an epoch over the images in it."""
-    seconds = {int(count): times for count, times in measure(time_epochs, place / "outputs").items()}
-    for count, times in seconds.items():
-        show(f"{count} images: seconds of an epoch", times, "")
-    fits = [np.polyfit(DRAWS, [seconds[count][number] for count in DRAWS], 1) for number in range(REPEATS)]
-    show("time of an epoch, fitted: ms an image", [1e3 * slope for slope, _ in fits], "")
-    show("time of an epoch, fitted: seconds without any image", [rest for _, rest in fits], "")
-    show("time of an epoch an image: the longest epoch / half of it",
-         np.divide(seconds[DRAWS[2]], seconds[DRAWS[1]]) * DRAWS[1] / DRAWS[2], "1 is linear")
-
-
-def measure_films(place):
-    """The first pass over large films, and the second, from the cache."""
-    make_films(place / "films", FILMS, PICTURES)
-    for path in sorted((place / "films").rglob("*.png"))[:: FILMS // SOME_FILMS]:
-        (place / "some" / path.parent.name).mkdir(exist_ok=True, parents=True)
-        os.link(path, place / "some" / path.parent.name / path.name)
-    cores = os.cpu_count()
-    seconds = {1: [], cores: []}
+def measure_reading(folder):
+    make_films(folder / "films", FILMS, **FILM)
+    rounds = []
     for number in range(REPEATS):
-        for count in seconds:
-            outputs = place / f"{count}-{number}"
-            seconds[count].append(measure(read_once, place / "some", outputs, count)["seconds"])
-    ratios = np.divide(seconds[1], seconds[cores])
-    show(f"first pass over {SOME_FILMS} films: one core / {cores} cores, seconds", ratios, "1.7 on 2 cores")
-    first = measure(read_once, place / "films", place / "outputs", cores)
-    second = [measure(read_once, place / "films", place / "outputs", cores) for _ in range(REPEATS)]
-    ratios = [first["seconds"] / again["seconds"] for again in second]
-    show(f"{FILMS} films: first pass / second pass, seconds", ratios, 50)
-    show("first pass, seconds", [first["seconds"]], "")
-    show("second pass, seconds", [again["seconds"] for again in second], "")
-    show("second pass: the same bytes (1 is yes)", [again["digest"] == first["digest"] for again in second], 1)
+        first, second = (run(time_reading, folder / "films", folder / str(number))[2] for _ in range(2))
+        rounds.append({"first, s": first, "second, s": second, "first / second": first / second})
+    return pd.DataFrame(rounds)
 
 
-def measure_memory(place):
-    """Resident memory, with ever more small images, until the first steps of training are done."""
-    points = []
+def measure_growth(folder):
+    weights, peaks = folder / "resnet50.weights.h5", {}
     for count in SMALL_IMAGES:
-        if not (place / f"small-{count}").exists():
-            make_small(place / f"small-{count}", count)
-        points.append(measure(start_training, place / f"small-{count}", place / "outputs"))
-        for stage in ("reading", "copies", "training"):
-            now, peak = points[-1][stage]
-            show(f"{count:,} small images, resident MB after {stage} (peak {peak:,.0f})", [now], "under 3000")
-    for stage in ("reading", "training"):
-        slope = np.polyfit(SMALL_IMAGES, [1e3 * point[stage][1] for point in points], 1)[0]
-        show(f"peak memory until {stage}, kB per image (fitted)", [slope], "under 60")
-
-
-SECTIONS = (measure_training, measure_growth, measure_tutorial, measure_tutorial_memory, measure_films,
-            measure_memory)
-
-
-def main():
-    """All sections, or those that are named."""
-    print("| what | minimum | median | maximum | asked for |\n|---|---|---|---|---|", flush=True)
-    for section in SECTIONS:
-        if section.__name__ in sys.argv or not sys.argv[1:]:
-            with tempfile.TemporaryDirectory() as place:
-                section(Path(place))
+        make_films(folder / str(count), count, count, (96, 96), np.uint8)
+        _, peaks[f"{count:,} images: peak memory, MB"], _ = run(start_training, folder / str(count), folder)
+    few, many = peaks.values()
+    run(make_weights, weights)
+    _, tutorial, _ = run(run_tutorial, folder / str(SMALL_IMAGES[0]), weights, 1, "arrays", folder)
+    return pd.DataFrame([peaks | {"growth, kB an image": 1e3 * (many - few) / np.diff(SMALL_IMAGES)[0],
+                                  "tutorial: peak memory, MB": tutorial, "resnet50 / tutorial": few / tutorial}])
 
 
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:] or [""]
-    if not name or globals()[name] in SECTIONS:
-        main()
-    else:
-        print(json.dumps(globals()[name](*(int(word) if word.isdigit() else word for word in arguments))))
+    for name in sys.argv[1:] or ("training", "process", "reading", "growth"):
+        with tempfile.TemporaryDirectory() as folder:
+            rounds = globals()[f"measure_{name}"](Path(folder))
+        table = rounds.agg(["min", "median", "max"]).T.to_string(float_format="{:.4g}".format)
+        print(f"\n{name}\n{table}", flush=True)

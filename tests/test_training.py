@@ -1,0 +1,389 @@
+"""What an epoch shows, what augmentation does, and runs that are killed, stopped, spread over devices or fail."""
+import os
+import resource
+import shutil
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny import (build_backbone, build_tiny, common, copy_program, edit, finish_process, make_films, make_noise,
+                  prepare, read_results, read_until, start_process, to_pixels, write_tiny)
+
+# ---- datasets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("benign", "malignant"), [(10, 10), (10, 7), (3, 11), (1, 5)])
+def test_an_epoch_is_balanced_and_shows_every_film(benign, malignant):
+    labels = np.random.default_rng(0).permutation([0] * benign + [1] * malignant)
+    majority = max(benign, malignant)
+    order = common.draw_epoch(labels, 0, 0)
+    assert np.bincount(labels[order]).tolist() == [majority, majority]
+    shown = np.bincount(order, minlength=len(labels))
+    for label, count in ((0, benign), (1, malignant)):
+        assert set(shown[labels == label]) <= {majority // count, -(-majority // count)}
+
+
+def test_the_classes_of_an_epoch_are_mixed():
+    labels = np.repeat([0, 1], 100)
+    first_half = labels[common.draw_epoch(labels, 0, 0)][:100]
+    assert 30 < first_half.sum() < 70
+    assert 30 < np.abs(np.diff(first_half)).sum() < 70
+
+
+def test_epochs_differ_and_can_be_drawn_again():
+    labels = np.array([0, 1] * 20)
+    first, second = common.draw_epoch(labels, 0, 0), common.draw_epoch(labels, 0, 1)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(second, common.draw_epoch(labels, 0, 1))
+    assert not np.array_equal(second, common.draw_epoch(labels, 1, 1))
+
+
+@pytest.fixture
+def datasets(tmp_path):
+    """A function that makes the datasets of 24 films to train on, 15 of them benign, 6 held out and 2 left out."""
+    films = make_films(np.arange(32) % 8 > 4, held_out=6)
+    films.loc[:1, "split"] = "left out"
+    images = make_noise(32)
+
+    def make(first=0, **constants):
+        settings = prepare(tmp_path, **{"EPOCHS": 2} | constants)
+        training, validation, steps = common.make_datasets(images, films, settings)
+        return films, images, training(first), validation, steps
+
+    return make
+
+
+def collect(dataset, threads=0):
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    images, labels, *_ = zip(*dataset.with_options(options).as_numpy_iterator(), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def test_training_is_reproducible_whatever_the_threads_and_new_in_every_epoch(datasets):
+    films, _, training, _, steps = datasets()
+    images, labels = collect(training, threads=1)
+    for expected, found in zip((images, labels), collect(datasets()[2], threads=7), strict=True):
+        assert np.array_equal(expected, found)
+    draws = 2 * films["label"][films["split"] == "train"].value_counts().max()
+    assert len(images) == 2 * draws
+    assert steps == -(-draws // 13)
+    assert labels[:draws].mean() == labels[draws:].mean() == 0.5
+    assert len({image.tobytes() for image in images}) == 2 * draws, "every draw is another picture"
+    assert images.min() >= 0
+    assert images.max() <= 255
+    assert not np.array_equal(images, collect(datasets(SEED=1)[2])[0])
+    assert np.array_equal(collect(datasets(first=1)[2])[0], images[draws:]), "whatever was before it"
+
+
+def test_training_shows_the_training_side_only_with_its_own_labels(datasets):
+    films, images, training, _, _ = datasets(EPOCHS=1, BRIGHTNESS=0, CONTRAST=0, SATURATION=0)
+    known = {}
+    for index in films.index[films["split"] == "train"]:
+        for variant in (images[index], images[index][:, ::-1]):
+            known[variant.tobytes()] = films["label"][index]
+    shown = [np.rint(image[..., 0]).astype(np.uint8).tobytes() for image in collect(training)[0]]
+    assert [known[image] for image in shown] == np.take(common.CLASSES, collect(training)[1]).tolist()
+
+
+def test_validation_is_every_held_out_film_once_as_it_is(datasets):
+    films, images, _, validation, _ = datasets()
+    held_out = films.index[films["split"] == "validation"]
+    shown, labels = collect(validation)
+    assert np.array_equal(shown, to_pixels(images[held_out]))
+    assert np.take(common.CLASSES, labels).tolist() == films["label"][held_out].tolist()
+
+
+# ---- augmentation ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def draw(tmp_path):
+    """A function that draws variants of an image: float32 (count, H, W, 3)."""
+    plain = {"BRIGHTNESS": 0, "CONTRAST": 0, "SATURATION": 0}
+
+    def call(image, count=300, **strengths):
+        settings = prepare(tmp_path, **plain | strengths)
+        augment = tf.function(lambda seed: common.augment(tf.constant(image), seed, settings))
+        return np.stack([augment(tf.constant([7, number])) for number in range(count)])
+
+    return call
+
+
+@pytest.fixture
+def ramp():
+    """float32 (8, 8, 3) in 100..150, so that nothing is clipped."""
+    return np.repeat(np.linspace(100, 150, 64, dtype=np.float32).reshape(8, 8, 1), 3, axis=-1)
+
+
+def test_flips_go_both_ways_and_nothing_else_happens_without_strengths(ramp, draw):
+    drawn = draw(ramp)
+    assert np.array_equal(drawn, draw(ramp)), "the same for the same seed"
+    flipped = sum(np.allclose(image, ramp[:, ::-1], atol=1e-3) for image in drawn)
+    assert flipped + sum(np.allclose(image, ramp, atol=1e-3) for image in drawn) == 300
+    assert 100 < flipped < 200
+
+
+def test_brightness_is_two_sided(ramp, draw):
+    shifts = (draw(ramp, BRIGHTNESS=0.1).mean(axis=(1, 2, 3)) - ramp.mean()) / 255
+    assert -0.1001 <= shifts.min() < -0.09
+    assert 0.09 < shifts.max() <= 0.1001
+    assert abs(shifts.mean()) < 0.01
+
+
+def test_contrast_is_two_sided(ramp, draw):
+    factors = draw(ramp, CONTRAST=0.2).std(axis=(1, 2, 3)) / ramp.std()
+    assert 0.799 <= factors.min() < 0.82
+    assert 1.18 < factors.max() <= 1.201
+    assert abs(factors.mean() - 1) < 0.02
+
+
+def test_saturation_is_two_sided_on_colour_and_nothing_on_grey(ramp, draw):
+    for image in draw(ramp, count=20, SATURATION=0.2):
+        assert np.allclose(np.sort(image, axis=None), np.sort(ramp, axis=None), atol=1e-3)
+    colour = ramp * np.array([1, 0.9, 0.8], np.float32)
+    factors = np.ptp(draw(colour, SATURATION=0.2), axis=-1).mean(axis=(1, 2)) / np.ptp(colour, axis=-1).mean()
+    assert 0.799 <= factors.min() < 0.82
+    assert 1.18 < factors.max() <= 1.201
+
+
+def test_augmented_values_are_clipped(draw):
+    image = np.repeat(np.array([0, 255] * 32, np.float32).reshape(8, 8, 1), 3, axis=-1)
+    drawn = draw(image, count=50, BRIGHTNESS=0.1, CONTRAST=0.2, SATURATION=0.2)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 255
+
+
+# ---- killed, stopped, started again ------------------------------------------------------------
+
+
+def write_program(folder):
+    """A copy of the program with a tiny script of three epochs; returns the script."""
+    return write_tiny(copy_program(folder) / "tiny.py", EPOCHS=3)
+
+
+def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_too(tmp_path):
+    """Byte for byte as one that nobody disturbs, with other settings of Keras, of matplotlib, of the locale and of
+    hashes, and with a home that cannot be written."""
+    plain, script = write_program(tmp_path / "plain"), write_program(tmp_path / "killed")
+    undisturbed = start_process([plain], plain.parent)
+    outputs, code, settings = (script.parent / name for name in ("outputs", "common.py", "keras/keras.json"))
+    text = code.read_text("utf-8")
+    settings.parent.mkdir()
+    settings.write_text('{"backend": "jax", "image_data_format": "channels_first", "floatx": "float16",'
+                        ' "epsilon": 1e-3}')
+
+    def start():
+        return start_process([script], script.parent, KERAS_BACKEND="jax", MPLBACKEND="TkAgg", DISPLAY=None,
+                             LC_ALL="de_DE.UTF-8", PYTHONHASHSEED="7", HOME="/proc/nowhere")
+
+    killed = start()
+    read_until(killed, "Epoch 2/3")
+    killed.kill()
+    killed.wait()
+    assert not list(outputs.glob("[!.]*/")), "no folder before the run is complete"
+
+    code.write_text(edit(text, {"CASES": 3}), "utf-8")  # a number of the code: another run
+    stopped = start()
+    console = read_until(stopped, "Epoch 1/3")
+    assert "continuing" not in console
+    stopped.send_signal(signal.SIGTERM)
+    console = stopped.communicate()[0]
+    assert stopped.returncode == 1
+    assert console.splitlines()[-1] == (
+        "tiny.py: stopped: the same command continues after the last finished epoch.")
+    assert "Traceback" not in console
+
+    code.write_text(f"# a remark\n{text}", "utf-8")  # a comment: the same run
+    killed = start()
+    assert "after epoch 1 of 3" in read_until(killed, "Epoch 3/3")
+    while not list(outputs.rglob("*.png")):  # killed between its figures
+        assert killed.poll() is None
+        os.sched_yield()
+    killed.kill()
+    killed.wait()
+    assert not list(outputs.glob("[!.]*/"))
+
+    console = finish_process(start())
+    assert "after epoch 3 of 3" in console
+    assert "Epoch" not in console
+    finish_process(undisturbed)
+    expected, found = read_results(plain.parent / "outputs"), read_results(outputs)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if expected[name] != found[name]] == []
+    assert not (outputs / f".{found['run']}").exists(), "its checkpoint is dropped"
+    assert not list(outputs.rglob("*.partial"))
+
+
+# ---- in this process: checkpoints, devices, 16-bit floats --------------------------------------
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """A function that trains the tiny backbone on 26 films of noise, with 9 held out, from its checkpoint if any;
+    returns (history, predictions, model, batch sizes of the first epoch)."""
+    films, images = make_films(np.arange(35) % 2, held_out=9), make_noise(35)
+
+    def call(folder="run", source=None, devices=(), **constants):
+        settings = prepare(tmp_path, **{"LEARNING_RATE": 1e-2} | constants)
+        if devices:
+            tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(devices))
+        model, _ = build_tiny(settings, films)
+        training, validation, steps = common.make_datasets(images, films, settings)
+        history = common.train(model, source or training, validation, steps, settings, tmp_path / folder)
+        predictions, _ = common.evaluate(model, validation, films, settings)
+        return history, predictions, model, [len(batch) for batch, *_ in training(0).take(steps)]
+
+    yield call
+    tf.distribute.experimental_set_strategy(None)
+    prepare(tmp_path, MIXED_PRECISION="auto")
+
+
+def equal(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_training_from_a_checkpoint_equals_training_at_once(fit):
+    """Weights, moving averages, the optimizer and the dropout's random numbers are all put back."""
+    history, predictions, model, _ = fit("whole", EPOCHS=3)
+    fit("parts", EPOCHS=1)
+    again, repeated, continued, _ = fit("parts", EPOCHS=3)
+    assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
+    assert repeated.equals(predictions)
+    assert equal(continued.get_weights(), model.get_weights())
+    assert again["seconds"].is_monotonic_increasing
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["loss"].nunique() == 3, "it learned something"
+
+
+def test_two_devices_learn_what_one_learns(fit, tmp_path):
+    """Without dropout, which every device draws for itself; pretrained, so that batch norm is frozen."""
+    names = [device.name for device in tf.config.list_logical_devices("CPU")]
+    assert len(names) == 2
+    prepare(tmp_path)
+    build_backbone(None).save_weights(tmp_path / "tiny.weights.h5")
+    constants = {"DROPOUT": 0.0, "WEIGHTS": str(tmp_path / "tiny.weights.h5"), "BATCH_SIZE": 2}
+    expected, probabilities, _, _ = fit("one", EPOCHS=2, **constants)
+    fit("two", devices=names, EPOCHS=1, **constants)
+    history, predictions, model, batches = fit("two", devices=names, EPOCHS=2, **constants)  # from its checkpoint
+    assert set(batches) == {2}
+    assert model.distribute_strategy.num_replicas_in_sync == 2
+    columns = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    assert np.allclose(history[columns], expected[columns], atol=1e-4)
+    assert len(predictions) == 9, "filled up, and cut off again"
+    assert np.allclose(predictions["probability"], probabilities["probability"], atol=1e-4)
+    assert expected["loss"].nunique() == 2, "it learned something"
+
+
+def test_two_devices_get_full_batches(tmp_path):
+    """26 draws and 9 held-out films in batches of 13: on two devices of 14, and the last is filled up."""
+    settings = prepare(tmp_path, EPOCHS=1)
+    names = [device.name for device in tf.config.list_logical_devices("CPU")]
+    tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(names))
+    try:
+        training, validation, steps = common.make_datasets(
+            make_noise(35), make_films(np.arange(35) % 2, held_out=9), settings)
+    finally:
+        tf.distribute.experimental_set_strategy(None)
+    assert [len(batch) for batch, _ in training(0)] == [14] * steps == [14, 14]
+    ((_, _, weights),) = validation
+    assert np.allclose(weights, [14 / 9] * 9 + [0] * 5), "their mean is that over the films"
+
+
+def test_mixed_precision_keeps_weights_probabilities_and_metrics_in_32_bits(fit):
+    _, predictions, model, _ = fit(MIXED_PRECISION=True, EPOCHS=1)
+    assert model.get_layer("high").compute_dtype == "float16"
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    assert model.output.dtype == "float32"
+    assert predictions["probability"].nunique() == len(predictions)
+    assert fit(MIXED_PRECISION=True, EPOCHS=1)[1].equals(predictions), "from its checkpoint"
+
+
+def test_a_step_is_traced_once_though_the_last_batch_is_smaller(fit, monkeypatch):
+    traces = []
+    for name in ("train_step", "test_step"):
+        step = getattr(keras.Model, name)
+        monkeypatch.setattr(keras.Model, name, lambda model, data, name=name, step=step: (
+            traces.append(name), step(model, data))[1])
+    fit(BATCH_SIZE=4, EPOCHS=2)
+    assert traces == ["train_step", "test_step"]
+
+
+def test_the_accuracy_of_the_training_is_that_of_the_threshold(fit):
+    history, predictions, *_ = fit("half", EPOCHS=1)
+    truth, probabilities = predictions["label"].eq("malignant"), predictions["probability"]
+    between = np.sort(probabilities)[:-1] + np.diff(np.sort(probabilities)) / 2
+    accuracies = {float(limit): (probabilities.ge(limit) == truth).mean() for limit in (0.5, *between)}
+    assert history["val_accuracy"].item() == pytest.approx(accuracies[0.5])
+    threshold = next(limit for limit in accuracies if accuracies[limit] != accuracies[0.5])
+    shifted, again, *_ = fit("shifted", EPOCHS=1, THRESHOLD=threshold)
+    assert again["probability"].equals(probabilities), "the training does not depend on it"
+    assert shifted["val_accuracy"].item() == pytest.approx(accuracies[threshold])
+
+
+# ---- failures ----------------------------------------------------------------------------------
+
+
+def test_training_that_diverges_stops_with_a_sentence(fit):
+    for constants in ({"LEARNING_RATE": 1e38}, {"LEARNING_RATE": 1e20, "MIXED_PRECISION": True}):
+        with pytest.raises(common.UserError, match=r"^training diverged.*lower LEARNING_RATE"):
+            fit(EPOCHS=3, **constants)
+    assert fit(EPOCHS=1)[0]["epoch"].tolist() == [1], "there is nothing to continue from"
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_a_sentence(fit):
+    def exhaust(first):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    with pytest.raises(common.UserError, match=r"^out of memory \(CPU with \d+ cores\): lower BATCH_SIZE"):
+        fit(source=exhaust, EPOCHS=1)
+
+
+def test_an_error_of_the_program_keeps_its_traceback(fit):
+    def fail(first):
+        raise OSError(5, "Input/output error")  # of reading: nothing is being written
+
+    with pytest.raises(OSError, match="Input/output error"):
+        fit(source=fail, EPOCHS=1)
+
+
+def test_a_folder_deleted_underneath_is_a_sentence(fit, tmp_path):
+    batch = to_pixels(make_noise(4)), np.array([0, 1, 0, 1])
+
+    def delete(first):
+        shutil.rmtree(tmp_path)
+        return tf.data.Dataset.from_tensors(batch).repeat()
+
+    with pytest.raises(common.UserError, match=r"cannot be written \(No such file or directory\).*OUTPUT_DIR"):
+        fit(source=delete, EPOCHS=1)
+
+
+def test_a_full_disk_is_a_sentence_and_costs_no_earlier_epoch(fit, tmp_path):
+    """A limit on the size of files, less than a checkpoint has: writing more fails as on a full disk."""
+    fit(EPOCHS=1)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert max(map(len, before.values())) > 8000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+    try:
+        with pytest.raises(common.UserError, match=r"cannot be written \(.*OUTPUT_DIR"):
+            fit(EPOCHS=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file: file.read_bytes() for file in before} == before
+    assert len(fit(EPOCHS=2)[0]) == 2
+
+
+def test_auto_is_16_bits_where_all_gpus_have_tensor_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
+    try:
+        for gpus, policy in (([(7, 0)], "mixed_float16"), ([(6, 1)], "float32"), ([(8, 6), (6, 1)], "float32"),
+                             ([], "float32")):
+            monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind, gpus=gpus: gpus)
+            prepare(tmp_path)
+            assert keras.config.dtype_policy().name == policy
+    finally:
+        keras.config.set_dtype_policy("float32")

@@ -1,0 +1,208 @@
+"""What the tests of a run share: a backbone of ten layers, its script, its films, and processes that run it.
+
+The script is made as the README says for a backbone of one's own: a copy of vgg16.py with another
+build_backbone(). The processor counts as two devices here, as no test may need a GPU.
+"""
+import contextlib
+import functools
+import importlib.util
+import io
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import common  # before Keras: it chooses Keras' backend
+
+import cv2
+import h5py
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from conftest import REPOSITORY
+
+import vgg16
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+
+FOLDER = tempfile.TemporaryDirectory()  # of finish_run(), gone with the process
+BACKBONE = '''def build_backbone(weights):
+    """Ten layers with batch norm, which train in a moment; its "imagenet" weights are never there."""
+    inputs = keras.Input((common.IMAGE_SIZE, common.IMAGE_SIZE, 3), name="image")
+    tensor = keras.layers.Rescaling(1 / 255, name="scaled")(inputs)
+    tensor = keras.layers.AveragePooling2D(4, name="small")(tensor)
+    for name in ("low", "high"):
+        tensor = keras.layers.Conv2D(8, 3, name=name)(tensor)
+        tensor = keras.layers.BatchNormalization(name=f"{name}_norm")(tensor)
+        tensor = keras.layers.ReLU(name=f"{name}_relu")(tensor)
+        if name == "low":
+            tensor = keras.layers.MaxPooling2D(4, name="pool")(tensor)
+    backbone = keras.Model(inputs, tensor, name="tiny")
+    if weights == "imagenet":
+        raise Exception("URL fetch failure on https://example.invalid/tiny.h5")
+    if weights:
+        backbone.load_weights(weights)
+    return backbone
+
+
+'''
+
+
+# ---- in this process ---------------------------------------------------------------------------
+
+
+def edit(text, constants):
+    """A source with other constants, each of which is there once and had another value."""
+    for name, value in constants.items():
+        edited, count = re.subn(rf"(?m)^{name} = .+?(?=  #|$)", lambda _, n=name, v=value: f"{n} = {v!r}", text)
+        assert count == 1, f"{name} is there {count} times"
+        assert edited != text, f"{name} is {value!r} anyway"
+        text = edited
+    return text
+
+
+def write_tiny(file, **constants):
+    """Copy vgg16.py to `file`, with the backbone above and other constants."""
+    head, rest = (REPOSITORY / "vgg16.py").read_text("utf-8").split("def build_backbone(weights):")
+    _, tail = rest.split("def main():")
+    file.write_text(edit(f"{head}{BACKBONE}def main():{tail}", constants), "utf-8")
+    return file
+
+
+def import_tiny(folder, data, **constants):
+    """The tiny script as a module, on the films of a folder and with its outputs beside it, for 2 epochs."""
+    file = write_tiny(folder / "tiny.py")
+    spec = importlib.util.spec_from_file_location("tiny_script", file)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    vars(script).update({"DATA_DIR": str(data), "OUTPUT_DIR": str(folder / "outputs"), "EPOCHS": 2} | constants)
+    return script
+
+
+def prepare(folder, **constants):
+    """The settings of vgg16.py with random weights, some constants changed and outputs in `folder`; seeded."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    settings, _ = common.start(vars(vgg16) | {"OUTPUT_DIR": str(folder), "WEIGHTS": None} | constants)
+    return settings._replace(**{name: constants[name] for name in constants if name in common.MODULE_CONSTANTS})
+
+
+def build_backbone(weights):
+    """That of the tiny script."""
+    namespace = {"common": common, "keras": common.keras}
+    exec(BACKBONE, namespace)
+    return namespace["build_backbone"](weights)
+
+
+def build_tiny(settings, films):
+    """(model, weights) of the tiny backbone, compiled, with the weights that the settings ask for."""
+    backbone, weights = common.load_backbone(build_backbone, films, settings)
+    return common.build_model(backbone, weights, settings), weights
+
+
+def make_films(labels, held_out, **columns):
+    """A table as split_patients() gives it: a patient each film, the last `held_out` of which are held out."""
+    count = len(labels)
+    names = [f"{number:03d}" for number in range(count)]
+    films = pd.DataFrame({
+        "path": [f"{name}.png" for name in names], "label": np.take(common.CLASSES, labels), "split": "train",
+        "patient_id": names, "patient_from": "labels.csv", "lesion_box": "", "left": 0, "top": 0, "width": 100,
+        "height": 100, "container": "8 bit PNG", "depth": 8, "format": "8 bit PNG, grey", "film_sha256": names,
+        "image_sha256": names, "left_out": "", "group": names, "duplicate": False, "fold": "", "trained_on": ""})
+    films.loc[count - held_out :, "split"] = "validation"
+    return films.assign(**columns)
+
+
+def make_noise(count, seed=0):
+    """Images of noise: uint8 (count, IMAGE_SIZE, IMAGE_SIZE)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, common.IMAGE_SIZE, common.IMAGE_SIZE), np.uint8)
+
+
+def to_pixels(images):
+    """Images as a model takes them: float32 (N, IMAGE_SIZE, IMAGE_SIZE, 3)."""
+    return np.repeat(np.asarray(images)[..., None], 3, axis=-1).astype(np.float32)
+
+
+@functools.cache
+def finish_run():
+    """(script, folder, console) of a tiny run on phantoms, one of which is a mirrored copy of another patient's.
+
+    It is made once and read by many tests: none may change it.
+    """
+    place = Path(FOLDER.name)
+    make_phantoms = runpy.run_path(str(REPOSITORY / "data" / "phantoms" / "prepare.py"))["make_phantoms"]
+    make_phantoms(place / "films", benign=6, malignant=6)
+    table = pd.read_csv(place / "films" / "labels.csv", dtype=str)
+    film = cv2.imread(str(place / "films" / table["path"][0]), cv2.IMREAD_UNCHANGED)
+    assert cv2.imwrite(str(place / "films" / "images" / "synthetic_copy.png"), film[:, ::-1])
+    copy = {"path": "images/synthetic_copy.png", "label": table["label"][0], "patient_id": "another name"}
+    table = pd.concat([table, pd.DataFrame([copy])]).fillna("")
+    table.to_csv(place / "films" / "labels.csv", index=False)
+    script = import_tiny(place, place / "films")
+    console = io.StringIO()
+    with contextlib.redirect_stdout(console):
+        folder = script.main()
+    return script, folder, console.getvalue()
+
+
+# ---- in processes of their own -----------------------------------------------------------------
+
+
+def copy_program(folder):
+    """A copy of the repository's program, with fewer phantoms; its scripts work in `folder`, as a user's do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (REPOSITORY / "common.py", *REPOSITORY.glob("data/*.py"), REPOSITORY / "data/phantoms/prepare.py"):
+        copy = folder / file.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    prepare = folder / "data" / "phantoms" / "prepare.py"
+    phantoms = {"BENIGN_PATIENTS": 5, "MALIGNANT_PATIENTS": 5}
+    prepare.write_text(edit(prepare.read_text("utf-8"), phantoms), "utf-8")
+    return folder
+
+
+def start_process(arguments, folder, **environment):
+    """A Python process that finds no network; a variable that is None is not there."""
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = os.environ | nowhere | {"KERAS_HOME": str(folder / "keras")} | environment
+    environment = {name: value for name, value in environment.items() if value is not None}
+    return subprocess.Popen([sys.executable, "-u", *map(str, arguments)], cwd=folder.parent, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+
+
+def read_until(process, words):
+    """The console of a process up to the first line with these words, which has to come."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+    raise AssertionError(f"ended before {words!r}: " + "".join(lines))
+
+
+def finish_process(process):
+    """The rest of the console of a process that has to end well."""
+    console = process.communicate()[0]
+    assert process.returncode == 0, console
+    return console
+
+
+def read_results(outputs):
+    """Everything in the one run below `outputs` that is the same in each repetition: {name: bytes}."""
+    (run,) = outputs.glob("[!.]*/")
+    files = [*run.rglob("*.png"), *run.glob("*.csv"), run / "metrics.json"]
+    results = {file.relative_to(run).as_posix(): file.read_bytes() for file in files}
+    expected = {"predictions.csv", "history.csv", "split.csv", "roc_curve.png", "grad_cam_example.png"}
+    assert expected < set(results)
+    with zipfile.ZipFile(run / "model.keras") as archive, h5py.File(
+            io.BytesIO(archive.read("model.weights.h5"))) as weights:
+        arrays = {}
+        weights.visititems(lambda name, item: arrays.update({name: item[()].tobytes()})
+                           if isinstance(item, h5py.Dataset) else None)
+    assert len(arrays) >= 12
+    return results | arrays | {"run": run.name}

@@ -543,8 +543,8 @@ def show_results(folder):
     results = json.loads((folder / "metrics.json").read_text("utf-8"))
     for name in results["ci95"]:
         log.info("%-29s %s", name.replace("_", " "), with_interval(results, name))
-    log.info("on %s, with 95 %% intervals over patients; the majority class alone has accuracy %.2f",
-             describe_held_out(results), results["majority_baseline"])
+    log.info("on %s, with 95 %% intervals over patients; thresholds of the last two are read off these films; the"
+             " majority class alone has accuracy %.2f", describe_held_out(results), results["majority_baseline"])
     for name, game in results.get("pointing_game", {}).items():
         log.info("the Grad-CAM peak is in the lesion box of %d of %d %s; peaks of other films: %.2f",
                  game["hits"], game["images"], name.replace("_", " "), game["other_films"])

@@ -3,7 +3,6 @@
 start, model, datasets, training, evaluation, figures, run folder; then the comparison of all runs, and the
 prediction of one new film. What knows films but no networks is in data/.
 """
-import ast
 import builtins
 import contextlib
 import gc
@@ -68,11 +67,11 @@ DROPOUT = 0.3  # share of these units that a training step leaves out
 THRESHOLD = 0.5  # probability of malignancy from which a film is called malignant
 # ------------------------------------------------------------------------------------------------
 
-RANDOM = "random weights: this shows only that the pipeline works"
+RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
 CASES = 4  # Grad-CAM overlays of each outcome
 MODULES = (__file__, duplicates.__file__, metrics.__file__, reading.__file__)
-CODE = [ast.dump(ast.parse(Path(file).read_text("utf-8"))) for file in MODULES]  # what decides, without comments
+CODE = [reading.parse_code(file) for file in MODULES]  # what decides the results
 
 
 # ---- start -------------------------------------------------------------------------------------
@@ -135,8 +134,8 @@ def explain_write_errors(place):
     try:
         yield
     except OSError as error:
-        raise UserError(f"{place} cannot be written ({error.strerror or 'the disk may be full'}): change that, or"
-                        " choose another OUTPUT_DIR; the same command continues.") from error
+        raise UserError(f"{place} cannot be written ({error.strerror or 'the disk may be full'}): free space, get"
+                        " the right to write, or choose another OUTPUT_DIR, and run the command again.") from error
 
 
 def check_constants(constants):
@@ -221,9 +220,9 @@ def load_backbone(build_backbone, films, settings):
         backbone, origin = build_backbone(None), None
     finally:
         socket.setdefaulttimeout(timeout)
-    log.info("weights: %s", origin or RANDOM)
+    log.info("weights: %s", origin or RANDOM_NOTE)
     digest = hashlib.sha256(b"".join(array.tobytes() for array in backbone.get_weights())).hexdigest()
-    return backbone, {"origin": origin or RANDOM, "pretrained": bool(origin), "sha256": digest}
+    return backbone, {"origin": origin or RANDOM_NOTE, "pretrained": bool(origin), "sha256": digest}
 
 
 def count_unfrozen(layers, settings):
@@ -361,7 +360,7 @@ def name_run(settings, films, model, weights):
     """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its results>.
 
     These are the films as they are shown and split, the network, its weights, the constants of the training,
-    the code and the releases. Where files lie does not count, nor do FOLD and CROP where they change nothing.
+    the code and the releases. Where DATA_DIR lies does not count, nor do FOLD and CROP where they change nothing.
     """
     names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", *MODULE_CONSTANTS)
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
@@ -380,13 +379,13 @@ def is_complete(folder):
     return complete
 
 
-def hide(folder):
-    """The hidden folder beside that of a run, which holds what an unfinished run continues from."""
+def name_unfinished(folder):
+    """The hidden folder beside that of a run, from which the run continues until it is complete."""
     return folder.with_name(f".{folder.name}")
 
 
 def save_checkpoint(model, history, file):
-    """Write the history, a row for each finished epoch, and all variables; whole or not at all."""
+    """Write the history, a row for each finished epoch, and all variables (weights, optimizer, dropout)."""
     partial = file.with_suffix(f".{os.getpid()}")
     with explain_write_errors(file):
         try:
@@ -418,7 +417,7 @@ def train(model, training, validation, steps, settings, folder):
     continues from it with the same numbers. Raises UserError where the training diverges or a batch does
     not fit into memory.
     """
-    columns, checkpoint = ["loss", "accuracy", "val_loss", "val_accuracy"], hide(folder) / "checkpoint"
+    columns, checkpoint = ["loss", "accuracy", "val_loss", "val_accuracy"], name_unfinished(folder) / "checkpoint"
     with explain_write_errors(folder):
         checkpoint.parent.mkdir(exist_ok=True)
     model.optimizer.build(model.trainable_variables)
@@ -437,10 +436,10 @@ def train(model, training, validation, steps, settings, folder):
             model.fit(training(len(rows)), epochs=settings.EPOCHS, initial_epoch=len(rows), steps_per_epoch=steps,
                       validation_data=validation, shuffle=False, callbacks=callbacks)
     except tf.errors.ResourceExhaustedError as error:
-        raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE, which is another run.") from error
+        raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE (a new run).") from error
     finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # a ReLU can hide NaN from the loss
     if not finite or len(rows) < settings.EPOCHS:
-        shutil.rmtree(hide(folder))
+        shutil.rmtree(name_unfinished(folder))
         raise UserError("training diverged, its numbers are not finite: lower LEARNING_RATE.")
     history = pd.DataFrame(rows, columns=[*columns, "seconds"])
     history.insert(0, "epoch", range(1, settings.EPOCHS + 1))
@@ -454,8 +453,8 @@ def make_gradcam(model, threshold=THRESHOLD):
     """A compiled function from images, float32 (B, H, W, 3) in 0..255, to P(malignant) and Grad-CAM maps.
 
     P(malignant) is float32 (B,); Grad-CAM of the predicted class (Selvaraju et al. 2017) on the last feature
-    maps is float32 (B, h, w) in 0..1. The logit is differentiated, as a saturated sigmoid has no gradient,
-    and its sign is turned for benign. A map without positive evidence is 0 everywhere.
+    maps is float32 (B, h, w) in 0..1. The logit is differentiated, as a saturated sigmoid has no gradient;
+    for a film predicted benign it is negated. A map without evidence for the prediction is 0 everywhere.
     """
     pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)  # which make maps coarser
     maps = next(layer.output for layer in reversed(model.layers)
@@ -505,7 +504,7 @@ def score(predictions, maps, films, settings):
                               held_out["group"].to_numpy(), settings.SEED, settings.THRESHOLD)
     results |= {"validation_images": len(held_out), "validation_patients": held_out["patient_id"].nunique()}
     boxed = held_out["lesion_box"].ne("").to_numpy()
-    if boxed.any() and settings.CROP != "lesion":  # there, the box always fills the middle
+    if boxed.any() and settings.CROP != "lesion":  # whose box is always in the middle, where any peak would hit
         found = malignant & predictions["predicted"].eq("malignant").to_numpy()
         results["pointing_game"] = play_pointing_game(held_out[boxed], maps[boxed], found[boxed])
     return results
@@ -667,6 +666,7 @@ def write_json(content, file):
 def write_leaks(films, folder):
     """Write leaks.csv, if there are any: validation films left out, and what they show of the training side."""
     leaks = films[films["trained_on"] != ""]
+    (folder / "leaks.csv").unlink(missing_ok=True)  # of an earlier run
     if len(leaks):
         write_table(leaks[["path", "label", "patient_id", "trained_on"]], folder / "leaks.csv")
 
@@ -689,7 +689,7 @@ def write_run(folder, settings, films, images, model, weights, history, predicti
     title = "{backbone}, top {unfrozen_layers} of {layers} layers trained".format(**facts)
     columns = ["path", "label", "patient_id", "split", "group", "film_sha256"]
     with explain_write_errors(folder):
-        new = hide(folder) / f"new-{os.getpid()}"
+        new = name_unfinished(folder) / f"new-{os.getpid()}"
         shutil.rmtree(new, ignore_errors=True)
         (new / "gradcam").mkdir(parents=True)
         write_table(films[columns], new / "split.csv", note)
@@ -709,11 +709,11 @@ def write_run(folder, settings, films, images, model, weights, history, predicti
         write_json(describe_run(settings, films, facts, weights, history, note, console), new / "settings.json")
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
-    shutil.rmtree(hide(folder), ignore_errors=True)
+    shutil.rmtree(name_unfinished(folder), ignore_errors=True)
     log.info("finished: %s", shorten(folder))
 
 
-def describe_run(settings, films, model, weights, history, note, console):
+def describe_run(settings, films, facts, weights, history, note, console):
     """The content of settings.json: what was asked for, and what the films, the model and the machine are."""
     sides = films.groupby(["split", "label"])["patient_id"].agg(["size", "nunique"])
     pictures = films[["film_sha256", "label"]].sort_values(["film_sha256", "label"]).to_csv(index=False)
@@ -728,7 +728,7 @@ def describe_run(settings, films, model, weights, history, note, console):
         "note": note,
         "constants": {name: shorten(value) if isinstance(value, Path) else value
                       for name, value in settings._asdict().items()},
-        "model": model,
+        "model": facts,
         "weights": weights,
         "collection": collection,
         "split": {"given": bool(films["fold"].eq("").all())} | {

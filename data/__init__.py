@@ -8,7 +8,7 @@ import logging
 import os
 
 MAX_PIXELS = 2**26  # 8192 x 8192: no film has more, and a small file may claim to
-os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads both when it is imported
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads these two when it is imported
 os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
 log = logging.getLogger("mammograms")  # what was found, guessed, converted or left out; common.py prints it
 

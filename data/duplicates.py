@@ -120,7 +120,7 @@ def check_folds(films):
 def split_patients(films, fold, seed):
     """The table with split "train", "validation" or "left out", fold, trained_on and left_out.
 
-    Without a given split all films, whatever is left out, are divided into FOLDS parts, stratified by class and
+    Without a given split all films, those left out later too, are divided into FOLDS parts, stratified by class,
     groups together: column fold, "0" to "4". Part number `fold` is held out. In a given split, validation films
     of a group that is trained on are left out, too; trained_on is the path of such a training film.
     """

@@ -147,7 +147,7 @@ def find_films(folder):
     file = folder / "labels.csv"
     try:
         if folder.resolve() == PHANTOMS and not (file.is_file() and any(folder.glob("images/*.png"))):
-            log.info("making synthetic mammograms in %s", PHANTOMS)
+            log.info("making synthetic mammograms")
             runpy.run_path(str(PHANTOMS / "prepare.py"))["make_phantoms"](PHANTOMS)
         films, ignored = (read_labels(file), "") if file.is_file() else read_folders(folder)
     except (OSError, UnicodeError) as error:

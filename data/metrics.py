@@ -111,7 +111,7 @@ def measure(labels, probabilities, patients, seed=0, threshold=0.5, folds=None):
     benign, malignant, positive = (len(np.unique(patients[rows])) for rows in (labels == 0, labels == 1, called))
     counts = {"accuracy": len(strata), "precision": min(positive, malignant), "recall": malignant, "f1": malignant,
               "specificity": benign, "auc": smaller, "sensitivity_at_90_specificity": smaller,
-              "specificity_at_90_sensitivity": smaller}  # of patients, for exact limits
+              "specificity_at_90_sensitivity": smaller}  # patients behind the columns of compute_metrics
     rows = zip(values, resamples.std(axis=0), counts.values(), strict=True)
     tn, fp, fn, tp = cells.sum(axis=0).tolist()
     return dict(zip(counts, values.tolist(), strict=True)) | {

@@ -31,8 +31,19 @@ CONTAINERS = {b"\x89P": "PNG", b"\xff\xd8": "JPEG", b"II": "TIFF", b"MM": "TIFF"
 READERS = ("numpy", "opencv", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm", "pillow")  # what decodes films
 RELEASES = [f"{found.name} {found.version}" for found in distributions()
             if str(found.name).lower().startswith(READERS)]
-SOURCES = [ast.dump(ast.parse(Path(file).read_text("utf-8"))) for file in (__file__, duplicates.__file__)]
-VERSION = hashlib.sha256(str(sorted(RELEASES) + SOURCES).encode()).hexdigest()  # comments do not count
+
+
+def parse_code(file):
+    """A module as text by which a change of what it does is known: without comments and docstrings."""
+    tree = ast.parse(Path(file).read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node):
+            del node.body[0]
+    return ast.dump(tree)
+
+
+CODE = [parse_code(file) for file in (__file__, duplicates.__file__)]
+VERSION = hashlib.sha256(str(sorted(RELEASES) + CODE).encode()).hexdigest()  # of what reads films
 
 
 def find_depth(grey):
@@ -167,7 +178,7 @@ def crop_film(grey, shape, margin):
 
 
 def read_native(path, crop, lesion_box):
-    """(image, fingerprints, row): read_image in native grey values, which do not depend on other films.
+    """(image, fingerprints, row): read_image before the scaling to 8 bits, as that needs the whole collection.
 
     fingerprints: complex64 (2, RINGS, WAVES) of the whole film, on circles that are round in it, and in its
     squashed image. A film without lesion_box is not cropped to its lesion.
@@ -254,9 +265,9 @@ def read_films(films, folder, crop, output_dir):
             lines = "".join(f"\n  {path!r}: {reason}" for path, reason in bad.head(20).to_numpy())
             raise UserError(f"{len(bad)} of {len(films)} films cannot be read; repair or remove them (all are"
                             f" in {listing}):{lines}")
-        for (container, depth), count in films.groupby(["container", "depth"]).size().items():
-            log.info("%d films are %s and use %d bits", count, container, depth)
-        depths = films.groupby("container")["depth"].transform("max")  # of the collection
+        depths = films.groupby("container")["depth"].transform("max")
+        for (container, depth, used), count in films.groupby(["container", depths, "depth"]).size().items():
+            log.info("%d films are %s, read with %d bits, of which they use %d", count, container, depth, used)
         for (image, fingerprints, _), depth in zip(pool.map(read, paths, boxes), depths, strict=True):
             image = to_bytes(image, depth)
             hashes.append(hashlib.sha256(image).hexdigest())

@@ -94,7 +94,7 @@ def test_each_container_has_the_depth_of_its_films_but_hot_pixels_whenever_that_
         save(f"films/{name}", pixels)
     films, images, fingerprints = read()
     assert films["depth"].tolist() == [12, 12, 12, 16, 8]
-    assert "2 films are 16 bit PNG and use 12 bits" in caplog.text
+    assert "1 films are 16 bit PNG, read with 12 bits, of which they use 10" in caplog.text
     same = films[:1].eq(alone).iloc[0]
     assert same["film_sha256"] and not same["image_sha256"]
     whole = cv2.resize(TISSUE, (224, 224), interpolation=cv2.INTER_AREA)

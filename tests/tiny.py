@@ -1,6 +1,6 @@
 """What the tests of a run share: a backbone of ten layers, its script, its films, and processes that run it.
 
-The script is made as the README says for a backbone of one's own: a copy of vgg16.py with another
+The script is made as the README says for another backbone: a copy of vgg16.py with another
 build_backbone(). The processor counts as two devices here, as no test may need a GPU.
 """
 import contextlib

@@ -4,8 +4,10 @@ films.py finds the films and their patients, reading.py turns one file into a 22
 finds films that show the same picture and splits the patients, metrics.py measures predictions, comparison.py
 makes one page of all finished runs. The folders beside them are collections, each with a prepare.py.
 """
+import contextlib
 import logging
 import os
+import secrets
 
 MAX_PIXELS = 2**26  # 8192 x 8192: no film has more, and a small file may claim to
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads these two when it is imported
@@ -19,3 +21,24 @@ class UserError(Exception):
     def _render_traceback_(self):
         """The sentence alone, where IPython, Jupyter or Spyder would show a traceback."""
         return [str(self)]
+
+
+@contextlib.contextmanager
+def replace(file):
+    """A temporary path that takes the place of `file` at the end: nobody ever reads half a file."""
+    temporary = file.with_name(f".{secrets.token_hex(8)}{file.suffix}")
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def explain_write_errors(place):
+    """Turn an OSError while something is written, such as a full disk, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{place} cannot be written ({error.strerror or 'the disk may be full'}): free space, get"
+                        " the right to write, or choose another OUTPUT_DIR, and run the command again.") from error

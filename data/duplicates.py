@@ -1,6 +1,6 @@
 """Which films show the same picture, and the split that keeps them and their patients on one side."""
 import mmap
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ FOLDS = 5  # parts of the patients, one of which is held out
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
 DUPLICATE_CORRELATION = 0.87  # of fingerprints: two patients reach 0.80, 99 % of duplicates exceed 0.89
 SQUASHED_CORRELATION = 0.95  # of those of the squashed film: turned films share corners, and reach 0.88
-BLOCK, BATCH = 1024, 4096  # films whose magnitudes are multiplied at once, pairs whose phases are
+BLOCK, BATCH = 1024, 2048  # films compared by magnitudes at once, pairs shifted at once
 ROUNDING = 1e-5  # how far 32 bits may put a bound too low
 
 
@@ -22,43 +22,21 @@ def fingerprint(image, shape):
     """The texture on circles around the centre of a picture: complex64 (RINGS, WAVES), of norm 1.
 
     image: (S, S), uint8, uint16 or float of any scale; shape: the (height, width) in which a circle is round.
-    Turning a picture shifts the phases of its circles, mirroring it turns them round. The waves are
-    whitened, as the amplitude of tissue falls with frequency ** -1.5, and what stands out is damped, so
-    that texture tells pictures apart and not the outline that all breasts share.
+    Turning shifts the phases, mirroring turns them round. Waves are whitened, what stands out is damped.
     """
     size, angles = len(image), 2 * np.pi * np.arange(ANGLES) / ANGLES
     radii = (np.arange(RINGS) + 0.5)[:, None] / RINGS / 2  # of the shorter side
-    waves, middle = np.arange(1, WAVES + 1), size / 2 - 0.5
     across, down = (size * min(shape) / side for side in reversed(shape))
-    x = (middle + across * radii * np.cos(angles)).astype(np.float32)
-    y = (middle + down * radii * np.sin(angles)).astype(np.float32)
+    x = (size / 2 - 0.5 + across * radii * np.cos(angles)).astype(np.float32)
+    y = (size / 2 - 0.5 + down * radii * np.sin(angles)).astype(np.float32)
     smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigmaX=across / 100, sigmaY=down / 100)
-    spectrum = np.fft.rfft(cv2.remap(smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-    spectrum[:, 1 : WAVES + 1] *= waves**1.5
-    spectrum[:, 0], spectrum[:, WAVES + 1 :] = 0, 0
+    circles = cv2.remap(smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    spectrum = np.fft.rfft(circles)[:, : WAVES + 1]
+    spectrum *= np.arange(WAVES + 1) ** 1.5
     texture = np.fft.irfft(spectrum, ANGLES)
     texture = np.tanh(texture / (np.abs(texture).mean(axis=1, keepdims=True) + 1e-6)) * np.sqrt(radii)
     found = np.fft.rfft(texture)[:, 1 : WAVES + 1].astype(np.complex64)
     return found / (np.linalg.norm(found) + np.float32(1e-6))
-
-
-def select_duplicates(fingerprints, pairs, bounds, threshold):
-    """Those of `pairs` that correlate by `threshold` at some angle, plain or mirrored.
-
-    pairs: int (2, P), rows of fingerprints; bounds: float (P,), what the correlations cannot exceed, the sum of
-    |a| |b| over circles and waves. In each wave |sum of a b| is a closer bound that holds at every angle: taking
-    it wave by wave leaves few pairs to be shifted.
-    """
-    for wave in range(WAVES):
-        first, second = fingerprints[:, :, wave][pairs]
-        closer = np.maximum(np.abs(np.vecdot(first, second)), np.abs(np.vecdot(first.conj(), second)))
-        bounds = bounds - np.vecdot(np.abs(first), np.abs(second)) + closer
-        possible = bounds >= threshold - ROUNDING
-        pairs, bounds = pairs[:, possible], bounds[possible]
-    first, second = fingerprints[pairs]
-    waves = np.stack([(first * second.conj()).sum(axis=1), (first * second).sum(axis=1)])
-    shifted = np.fft.irfft(np.pad(waves, ((0, 0), (0, 0), (1, 0))), ANGLES) * ANGLES / 2
-    return pairs[:, shifted.max(axis=(0, 2)) >= threshold]
 
 
 def connect(edges, count):
@@ -69,37 +47,36 @@ def connect(edges, count):
 def find_pictures(fingerprints, threshold, pictures):
     """The number of the picture that each film shows: int (N,), from those known so far.
 
-    fingerprints: complex64 (N, RINGS, WAVES). Neither angle nor mirror changes the magnitudes, and their product
-    is never less than the correlation (Cauchy-Schwarz): no pair is missed. Films of one picture are not
-    compared again, so that memory grows with N whatever the number of duplicates.
+    fingerprints: complex64 (N, RINGS, WAVES). The product of their magnitudes is never less than the correlation
+    at any angle, plain or mirrored (Cauchy-Schwarz). Films of one picture are not compared again.
     """
     magnitudes = np.abs(fingerprints).reshape(len(fingerprints), -1)
     for top, left in combinations_with_replacement(range(0, len(magnitudes), BLOCK), 2):
         bounds = magnitudes[top : top + BLOCK] @ magnitudes[left : left + BLOCK].T
-        rows, columns = np.nonzero(bounds >= threshold - ROUNDING)
-        pairs, bounds = np.stack([top + rows, left + columns]), bounds[rows, columns]
+        pairs = np.argwhere(bounds >= threshold - ROUNDING).T
+        pairs += [[top], [left]]
         while (apart := pictures[pairs[0]] != pictures[pairs[1]]).any():
-            pairs, bounds = pairs[:, apart], bounds[apart]
-            duplicates = select_duplicates(fingerprints, pairs[:, :BATCH], bounds[:BATCH], threshold)
-            if duplicates.size:
-                pictures = connect(pictures[duplicates], len(pictures))[pictures]
-            pairs, bounds = pairs[:, BATCH:], bounds[BATCH:]
+            batch, pairs = np.split(pairs[:, apart], [BATCH], axis=1)
+            first, second = fingerprints[batch]
+            waves = np.stack([(first * second.conj()).sum(axis=1), (first * second).sum(axis=1)])
+            shifted = np.fft.irfft(np.pad(waves, ((0, 0), (0, 0), (1, 0))), ANGLES) * ANGLES / 2
+            duplicates = batch[:, shifted.max(axis=(0, 2)) >= threshold]
+            pictures = connect(pictures[duplicates], len(pictures))[pictures]
     return pictures
 
 
 def group_duplicates(films, fingerprints):
     """The table with its columns group (str) and duplicate (bool).
 
-    group is the same for all films of a patient and their duplicates, the patient_id of the first of them.
-    fingerprints: complex64 (N, 2, RINGS, WAVES), on circles that are round in the film (duplicates turned by any
-    angle, mirrored, re-encoded) and on circles that are round in its squashed image (resized to another shape).
+    group is the patient_id of the first of all films of a patient and their duplicates. fingerprints: complex64
+    (N, 2, RINGS, WAVES), on circles that are round in the film and in its squashed image.
     """
     pictures = find_pictures(fingerprints[:, 0], DUPLICATE_CORRELATION, np.arange(len(films)))
     pictures = find_pictures(fingerprints[:, 1], SQUASHED_CORRELATION, pictures)
     if isinstance(fingerprints, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        fingerprints._mmap.madvise(mmap.MADV_DONTNEED)  # or the pages that were read count as resident memory
+        fingerprints._mmap.madvise(mmap.MADV_DONTNEED)  # or its pages count as memory
     patients = films.groupby("patient_id").ngroup().to_numpy()
-    groups = connect(np.stack([pictures, len(films) + patients]), 2 * len(films))[pictures]  # a film ties the two
+    groups = connect(np.stack([pictures, len(films) + patients]), 2 * len(films))[pictures]
     duplicate = np.bincount(pictures)[pictures] > 1
     if duplicate.any():
         log.info("%d films show the same picture as another; their patients stay on one side", duplicate.sum())
@@ -120,15 +97,13 @@ def check_folds(films):
 def split_patients(films, fold, seed):
     """The table with split "train", "validation" or "left out", fold, trained_on and left_out.
 
-    Without a given split all films, those left out later too, are divided into FOLDS parts, stratified by class,
-    groups together: column fold, "0" to "4". Part number `fold` is held out. In a given split, validation films
-    of a group that is trained on are left out, too; trained_on is the path of such a training film.
+    Without a given split all films, those left out too, are in a fold, "0" to "4"; number `fold` is held out.
+    Validation films of a group that is trained on are left out; trained_on is the path of one such film.
     """
     films = films.assign(trained_on="", fold="")
     if mixed := films.groupby("patient_id")["label"].nunique().gt(1).sum():
         log.info("%d patients have benign and malignant films; all of them stay on one side", mixed)
-    given = films["split"].ne("").any()
-    if not given:
+    if films["split"].eq("").all():
         check_folds(films)
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
         for number, (_, rows) in enumerate(splitter.split(films, films["label"], films["group"])):
@@ -138,15 +113,14 @@ def split_patients(films, fold, seed):
     else:
         log.info("the split is that of the data; FOLD is not used")
     films.loc[films["left_out"].ne(""), "split"] = "left out"
-    if given:
-        training = films[films["split"].eq("train")].drop_duplicates("group").set_index("group")["path"]
-        validation = films["split"].eq("validation")
-        leaks = validation & films["group"].isin(training.index)
-        films.loc[leaks, "trained_on"] = films.loc[leaks, "group"].map(training)
-        films.loc[leaks, ["split", "left_out"]] = "left out", "its patient or picture is trained on"
-        if leaks.any():
-            log.warning("%d of %d validation films are left out: they show a patient or a picture that is"
-                        " trained on (leaks.csv)", leaks.sum(), validation.sum())
+    training, validation = films["split"].eq("train"), films["split"].eq("validation")
+    trained_on = films["path"].where(training).groupby(films["group"]).transform("first")
+    leaks = validation & trained_on.notna()  # none between folds
+    films.loc[leaks, "trained_on"] = trained_on[leaks]
+    films.loc[leaks, ["split", "left_out"]] = "left out", "its patient or picture is trained on"
+    if leaks.any():
+        log.warning("%d of %d validation films are left out: they show a patient or a picture that is"
+                    " trained on (leaks.csv)", leaks.sum(), validation.sum())
     for side in ("train", "validation"):
         counts = films[films["split"].eq(side)].groupby("label")["patient_id"].agg(["size", "nunique"])
         log.info("%-10s %s", side, ", ".join(f"{label} {size} films of {patients} patients"
@@ -161,7 +135,6 @@ def check_sides(films):
     if films["trained_on"].ne("").any() and not films["split"].eq("validation").any():
         raise UserError(f"nothing is left of the validation side{left_out} (leaks.csv names them): move whole"
                         " patients to that side, or remove the split, so that FOLD holds patients out.")
-    for side in ("train", "validation"):
-        for label in films["label"].unique():
-            if not (films["split"].eq(side) & films["label"].eq(label)).any():
-                raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")
+    for side, label in product(("train", "validation"), films["label"].unique()):
+        if not (films["split"].eq(side) & films["label"].eq(label)).any():
+            raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")

@@ -23,10 +23,10 @@ PHANTOMS = Path(__file__).resolve().parent / "phantoms"
 LAYOUTS = "DATA_DIR needs benign/ and malignant/, or train/ and val/ with these, or labels.csv: data/README.md"
 
 
-def list_some(items, limit=20):
-    """The first items in one line, quoted, and how many more there are."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(map(repr, items[:limit])) + more
+def list_some(items):
+    """The first 20 items in one line, quoted, and how many more there are."""
+    more = f" and {len(items) - 20} more" if len(items) > 20 else ""
+    return ", ".join(map(repr, items[:20])) + more
 
 
 def is_dicom(path):
@@ -69,7 +69,7 @@ def read_labels(file):
         cells = pd.read_csv(io.StringIO(text), sep=separator, header=None, dtype=str, na_filter=False)
     except ValueError as error:
         raise UserError(f"{file} is no table ({str(error).strip()}): save it as CSV in UTF-8.") from error
-    cells = cells.apply(lambda column: column.str.strip())
+    cells = cells.map(str.strip)
     names = cells.loc[0].str.lower().tolist()
     if not {"path", "label"} <= {*names} or len({*names}) < len(names):
         raise UserError(f"{file} needs columns path and label, each once; it has {list_some(names)}.")
@@ -116,10 +116,9 @@ def read_patient_id(path):
 
 
 def name_patients(films, folder):
-    """films with every patient_id and patient_from, the first source that knows the patient.
+    """films with every patient_id and patient_from, the first source that knows the patient, else the path.
 
-    A PatientID may be a hospital's: it becomes dicom_00001 and so on, unless it is that of a public
-    collection or of other films. Where nothing is known, the path is the patient.
+    A PatientID, maybe a hospital's, becomes dicom_00001 and so on unless a collection or other films have it.
     """
     paths = films["path"]
     patients = match_names(paths)
@@ -140,10 +139,7 @@ def is_synthetic(films):
 
 
 def find_films(folder):
-    """Table of the films in a folder (absolute Path), by path: COLUMNS and patient_from, all str.
-
-    Phantoms are made where they are missing. Raises UserError where a folder is not as in LAYOUTS.
-    """
+    """The films in a folder (absolute Path) by path: COLUMNS and patient_from, all str. Raises UserError."""
     file = folder / "labels.csv"
     try:
         if folder.resolve() == PHANTOMS and not (file.is_file() and any(folder.glob("images/*.png"))):
@@ -166,10 +162,7 @@ def find_films(folder):
 
 
 def check_unseen(file, films):
-    """Raise UserError where a model of an earlier run has been trained on held-out patients.
-
-    The split.csv beside it tells: a patient is known by name, or by a film that shows the same picture.
-    """
+    """Raise UserError where the split.csv beside a model has held-out patients or their films as training."""
     try:
         seen = pd.read_csv(file.with_name("split.csv"), dtype=str, keep_default_na=False)
     except OSError:

@@ -3,9 +3,7 @@ import ast
 import contextlib
 import hashlib
 import json
-import math
 import os
-import secrets
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from data import MAX_PIXELS, UserError, duplicates, log
+from data import MAX_PIXELS, UserError, duplicates, explain_write_errors, log, replace
 from data.films import is_dicom
 
 IMAGE_SIZE = 224  # pixels, both ways
@@ -48,8 +46,7 @@ VERSION = hashlib.sha256(str(sorted(RELEASES) + CODE).encode()).hexdigest()  # o
 
 def find_depth(grey):
     """The fewest bits that hold all pixels but OUTLIERS: a 12-bit film read as 16 bits is black."""
-    limit = OUTLIERS * grey.size
-    return next(bits for bits in DEPTHS if np.count_nonzero(grey >= 2**bits) <= limit)
+    return next(bits for bits in DEPTHS if np.count_nonzero(grey >= 2**bits) <= OUTLIERS * grey.size)
 
 
 def to_bytes(grey, depth):
@@ -75,18 +72,17 @@ def read_dicom(path):
         raise UserError(f"a DICOM object ({kind}) of {frames} frames, {data.Columns} x {data.Rows} pixels,"
                         f" {photometric}, {bits} bits: no single film in grey")
     lowest = -(2 ** (bits - 1)) if data.PixelRepresentation else 0
-    black, white = lowest, lowest + 2**bits - 1
     stored = data.pixel_array.astype(np.int32)
-    levels = pydicom.pixels.apply_modality_lut(np.arange(black, white + 1), data)
+    levels = pydicom.pixels.apply_modality_lut(np.arange(2**bits) + lowest, data)
     data.RescaleSlope, data.RescaleIntercept = 1, 0  # in a window pydicom inverts a film of negative slope
     voi = data.get("VOILUTSequence")
-    if table := voi or data.get("ModalityLUTSequence"):
-        black, white = 0, 2 ** table[0].LUTDescriptor[2] - 1
+    table = voi or data.get("ModalityLUTSequence")
+    black, steps = (0, 2 ** table[0].LUTDescriptor[2] - 1) if table else (lowest, 2**bits - 1)
     if voi:
         voi[0].LUTDescriptor[2] = 16  # pydicom counts the entries of an 8-bit table in 8 bits
     shown = pydicom.pixels.apply_voi_lut(levels, data)
     if table or shown is not levels:
-        shown = np.rint((shown - black) / (white - black) * 65535).clip(0, 65535).astype(np.uint16)
+        shown = np.rint((shown - black) / steps * 65535).clip(0, 65535).astype(np.uint16)
         grey, depth, falling = shown.take(stored - lowest, mode="clip"), 16, False
         container = f"{bits} bit DICOM with {'LUT' if table else 'window'}"
     else:
@@ -101,11 +97,7 @@ def read_dicom(path):
 
 
 def read_picture(path):
-    """(grey, row) of a file that OpenCV reads; what is transparent is black.
-
-    grey: uint8 or uint16 (H, W), native values, dark to bright; row: dict of container (films of "16 bit PNG"
-    share their grey scale), depth (the bits that this one uses) and format (what else is known).
-    """
+    """(grey, row) of a file that OpenCV reads: uint8 or uint16 (H, W), native values, black where transparent."""
     content, pixels = np.fromfile(path, np.uint8), None
     kind = CONTAINERS.get(content[:2].tobytes(), "PNM")
     if kind == "TIFF" and (pages := cv2.imcount(str(path))) > 1:
@@ -123,7 +115,8 @@ def read_picture(path):
         grey = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
     if channels == 4:
         grey = (grey * (pixels[..., 3] / np.iinfo(pixels.dtype).max)).astype(pixels.dtype)
-    container, colour = f"{8 * grey.itemsize} bit {kind}", "grey" if channels == 1 else "colour"
+    container = f"{8 * grey.itemsize} bit {kind}"  # films of the same one share their grey scale
+    colour = "grey" if channels == 1 else "colour"
     return grey, dict(container=container, depth=find_depth(grey), format=f"{container}, {colour}")
 
 
@@ -138,14 +131,12 @@ def find_breast(grey, depth):
     for turns in range(4):  # a border is white from its edge inwards and soon ends, white tissue does not
         run = np.logical_and.accumulate(np.rot90(white, turns))
         np.rot90(bright, turns)[run & (run.sum(axis=0) <= BORDER)] = False
-    bright = np.pad(bright, BORDER).astype(np.uint8)  # an opening does not work along the edges
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))  # it separates labels from the breast
-    bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, disc)[BORDER:-BORDER, BORDER:-BORDER]
+    bright = cv2.morphologyEx(bright.astype(np.uint8), cv2.MORPH_OPEN, disc, borderValue=0)  # at the edges, too
     outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not outlines:
         return np.ones(grey.shape, np.uint8)
-    largest = max(outlines, key=cv2.contourArea)
-    breast = cv2.drawContours(np.zeros(bright.shape, np.uint8), [largest], -1, 1, cv2.FILLED)
+    breast = cv2.fillPoly(np.zeros_like(bright), [max(outlines, key=cv2.contourArea)], 1)
     return cv2.resize(breast, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
@@ -161,12 +152,9 @@ def place_boxes(film):
 
 
 def crop_film(grey, shape, margin):
-    """(image, box): the square around a shape, black beyond the film, and its left, top, width and height.
-
-    shape: uint8 mask (H, W) or int32 points (N, 2); margin: each way, as a share of its longer side.
-    """
+    """(image, box): the square around a mask (H, W) or int32 points (N, 2), black beyond the film."""
     left, top, width, height = cv2.boundingRect(shape)
-    side = math.ceil(max(width, height) * (1 + 2 * margin))
+    side = int(np.ceil(max(width, height) * (1 + 2 * margin)))
     left, top = left - (side - width) // 2, top - (side - height) // 2
     part = grey[max(0, top) : top + side, max(0, left) : left + side]
     scale, image = IMAGE_SIZE / side, np.zeros((IMAGE_SIZE, IMAGE_SIZE), grey.dtype)
@@ -174,15 +162,11 @@ def crop_film(grey, shape, margin):
     target = image[round(max(0, -top) * scale) :, round(max(0, -left) * scale) :][:height, :width]
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     target[:] = cv2.resize(part, target.shape[::-1], interpolation=method)
-    return image, (left, top, side, side)
+    return image, dict(left=left, top=top, width=side, height=side)
 
 
 def read_native(path, crop, lesion_box):
-    """(image, fingerprints, row): read_image before the scaling to 8 bits, as that needs the whole collection.
-
-    fingerprints: complex64 (2, RINGS, WAVES) of the whole film, on circles that are round in it, and in its
-    squashed image. A film without lesion_box is not cropped to its lesion.
-    """
+    """(image, fingerprints, row): read_image before the scaling to 8 bits, which needs the whole collection."""
     try:
         grey, row = read_dicom(path) if is_dicom(path) else read_picture(path)
     except Exception as error:  # OpenCV and pydicom raise whatever the file leads them to
@@ -195,7 +179,7 @@ def read_native(path, crop, lesion_box):
     if (starts >= (width, height)).any() or (ends > (width + 2, height + 2)).any():  # 2 for rounding
         raise UserError(f"its lesion_box reaches beyond the film of {width} x {height} pixels")
     whole = image = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
-    box = 0, 0, width, height
+    box = dict(left=0, top=0, width=width, height=height)
     if crop == "breast":
         breast = find_breast(grey, row["depth"])
         image, box = crop_film(grey * breast, breast, 0)
@@ -204,16 +188,13 @@ def read_native(path, crop, lesion_box):
         image, box = crop_film(grey, corners.astype(np.int32), SURROUNDINGS)
     if image.min() == image.max():
         raise UserError("all its pixels are equal, or all that CROP keeps")
-    fingerprints = np.stack([duplicates.fingerprint(whole, shape) for shape in (grey.shape, (1, 1))])
-    row |= zip(("left", "top", "width", "height"), box, strict=True)
-    return image, fingerprints, row | {"film_sha256": hashlib.sha256(whole).hexdigest()}
+    shapes = grey.shape, (1, 1)  # in which circles are round: the film, and its squashed image
+    fingerprints = np.stack([duplicates.fingerprint(whole, shape) for shape in shapes])
+    return image, fingerprints, row | box | {"film_sha256": hashlib.sha256(whole).hexdigest()}
 
 
 def read_image(path, crop=None, lesion_box="", depths=None):
-    """(image, row): a film as read_films reads it, uint8 (IMAGE_SIZE, IMAGE_SIZE), and its columns there.
-
-    depths: dict of the bits of each container, the film's own where it is not in there. Raises UserError.
-    """
+    """(image, row) of a film as in read_films; depths: bits by container, else its own. Raises UserError."""
     if crop == "lesion" and not lesion_box:
         raise UserError(f'{path} needs a lesion_box, as CROP is "lesion": x:y:width:height in pixels.')
     image, _, row = read_native(path, crop, lesion_box)
@@ -234,30 +215,28 @@ def read_cached(path, lesion_box, crop, cache):
         image, fingerprints, row = read_native(path, crop, lesion_box)
     except UserError as error:
         return None, None, {"reason": str(error)}
-    temporary = cache / f"{secrets.token_hex(16)}.npz"  # another process may write the same film
-    np.savez(temporary, image=image, fingerprints=fingerprints, row=json.dumps(row))
-    temporary.replace(file)
+    with replace(file) as temporary:  # another process may write the same film
+        np.savez(temporary, image=image, fingerprints=fingerprints, row=json.dumps(row))
     return image, fingerprints, row
 
 
 def read_films(films, folder, crop, output_dir):
-    """(films, images, fingerprints): the table with the columns of read_image, image_sha256 and left_out.
+    """(films, images, fingerprints): the table with more columns, and memory maps in its order. Raises UserError.
 
-    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE), fingerprints: complex64 (N, 2, RINGS, WAVES), both memory maps in
-    the order of the table. Raises UserError where films cannot be read, after all were tried.
+    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); fingerprints: complex64 (N, 2, RINGS, WAVES).
     """
     cache, listing = output_dir / ".cache", output_dir / "bad_images.csv"
     paths, boxes = [folder / path for path in films["path"]], films["lesion_box"]
     read, rows, hashes = partial(read_cached, crop=crop, cache=cache), [], []
-    pool = ThreadPoolExecutor(os.cpu_count())  # OpenCV and NumPy release Python's lock
-    try:
+    with explain_write_errors(output_dir):
         cache.mkdir(parents=True, exist_ok=True)
         listing.unlink(missing_ok=True)  # of an earlier run
         pictures, prints = (tempfile.TemporaryFile(dir=cache) for _ in range(2))  # noqa: SIM115
-        for _, _, row in pool.map(read, paths, boxes):
-            rows.append(row)
-            if len(rows) % 500 == 0:
-                log.info("%d of %d films are read", len(rows), len(films))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV and NumPy release Python's lock
+            for _, _, row in pool.map(read, paths, boxes):
+                rows.append(row)
+                if len(rows) % 500 == 0:
+                    log.info("%d of %d films are read", len(rows), len(films))
         films = films.join(pd.DataFrame(rows))
         if "reason" in films:
             bad = films[["path", "reason"]].dropna()
@@ -268,17 +247,12 @@ def read_films(films, folder, crop, output_dir):
         depths = films.groupby("container")["depth"].transform("max")
         for (container, depth, used), count in films.groupby(["container", depths, "depth"]).size().items():
             log.info("%d films are %s, read with %d bits, of which they use %d", count, container, depth, used)
-        for (image, fingerprints, _), depth in zip(pool.map(read, paths, boxes), depths, strict=True):
+        for (image, fingerprints, _), depth in zip(map(read, paths, boxes), depths, strict=True):
             image = to_bytes(image, depth)
             hashes.append(hashlib.sha256(image).hexdigest())
             pictures.write(image)
             prints.write(fingerprints)
         images = np.memmap(pictures, np.uint8, "r", shape=(len(films), IMAGE_SIZE, IMAGE_SIZE))
         prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *fingerprints.shape))
-    except OSError as error:
-        raise UserError(f"{output_dir} cannot be written ({error}): free space or rights for it, or choose"
-                        " another OUTPUT_DIR.") from error
-    finally:
-        pool.shutdown(cancel_futures=True)  # or Ctrl-C would wait for all films
     left_out = np.where((films["lesion_box"] == "") & (crop == "lesion"), "no lesion_box", "")
     return films.assign(depth=depths, image_sha256=hashes, left_out=left_out), images, prints

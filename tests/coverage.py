@@ -47,7 +47,9 @@ def compute_truth(scenario):
     malignant = round(count * share) / count
     tp, fp = malignant * rate, (1 - malignant) * (1 - rate)
     precision, f1 = tp / (tp + fp), 2 * tp / (tp + fp + malignant)
-    return {"accuracy": rate, "precision": precision, "recall": rate, "f1": f1, "specificity": rate, "auc": auc}
+    brier = norm.expect(lambda score: expit(score) ** 2, loc=-norm.ppf(auc) / np.sqrt(2))  # alike in both classes
+    return {"accuracy": rate, "precision": precision, "recall": rate, "f1": f1, "specificity": rate,
+            "brier": brier, "auc": auc}
 
 
 def check(scenario, seed):

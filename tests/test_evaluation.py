@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 from tiny import build_tiny, common, make_films, make_noise, prepare, to_pixels
+from data import figures
 
 # ---- Grad-CAM ----------------------------------------------------------------------------------
 
@@ -86,8 +87,7 @@ def evaluated(tmp_path):
     model, _ = build_tiny(settings, films)
     median = np.median(model.predict(to_pixels(images[:9]), verbose=0))
     settings = settings._replace(THRESHOLD=float(median))
-    _, validation, _ = common.make_datasets(images, films, settings)
-    return *common.evaluate(model, validation, films, settings), films, images, model, settings
+    return *common.evaluate([model], images, films, settings)["validation"], films, images, model, settings
 
 
 def test_predictions_are_those_of_predict_and_each_map_explains_its_own_film(evaluated):
@@ -144,11 +144,16 @@ def test_the_most_confident_cases_of_every_outcome_are_shown():
                            ("true_negative", "benign"), ("false_negative", "malignant")):
         called = "malignant" if outcome.endswith("positive") else "benign"
         group = table[(table["label"] == label) & (table["predicted"] == called)]
-        expected = sorted(group["probability"], key=lambda p: -abs(p - threshold))[: common.CASES]
+        expected = sorted(group["probability"], key=lambda p: -abs(p - threshold))[: figures.CASES]
         assert cases.loc[cases["outcome"] == outcome, "probability"].tolist() == expected
 
 
 # ---- pointing game -----------------------------------------------------------------------------
+
+
+def play(films, maps, true_positives):
+    boxes = [common.place_boxes(film) for film in films.itertuples()]
+    return common.play_pointing_game(boxes, maps, true_positives)
 
 
 def test_the_pointing_game_by_hand():
@@ -157,7 +162,7 @@ def test_the_pointing_game_by_hand():
     films = make_films([1, 1, 1, 1], 4, lesion_box=boxes, top=100)
     maps = np.zeros((4, 2, 2))
     maps[0, 0, 0] = maps[1, 1, 0] = maps[2, 0, 1] = 1  # a hit in the only box, one in the second, a miss
-    game = common.play_pointing_game(films, maps, np.array([True, False, True, True]))  # and an empty map
+    game = play(films, maps, np.array([True, False, True, True]))  # and an empty map
     # peaks of others: film 0 none, film 1 that of film 2, film 2 none, film 3 that of film 0
     assert game["images"] == {"images": 4, "hits": 2, "share": 2 / 4,
                               "other_films": pytest.approx((0 + 1 / 3 + 0 + 1 / 3) / 4)}
@@ -170,7 +175,7 @@ def test_pointing_at_the_middle_is_no_better_than_the_baseline():
     films = make_films([1] * 200, 200, lesion_box=[f"{x}:{y}:25:25" for x, y in rng.integers(20, 60, (200, 2))])
     maps = np.zeros((200, 14, 14))
     maps[np.arange(200), rng.integers(5, 9, 200), rng.integers(5, 9, 200)] = 1
-    game = common.play_pointing_game(films, maps, np.ones(200, bool))["images"]
+    game = play(films, maps, np.ones(200, bool))["images"]
     assert game["share"] == pytest.approx(game["other_films"], abs=0.08)
     assert game["other_films"] > 1.5 * 25**2 / 100**2, "the share of the area would flatter it"
 
@@ -211,12 +216,12 @@ def test_shuffled_weights_do_not_point_at_the_mass(phantoms):
     logit.set_weights([np.ones((1, 1)), np.zeros(1)])
     explain = common.make_gradcam(model)
 
-    def play(kernel):
+    def play_with(kernel):
         maps.set_weights([np.repeat(kernel[..., None, None], 3, axis=2), np.full(1, -20.0)])
         cams = explain(to_pixels(images))[1].numpy()
-        game = common.play_pointing_game(films, cams, np.ones(24, bool))["images"]
+        game = play(films, cams, np.ones(24, bool))["images"]
         return game["share"] - game["other_films"]
 
-    assert play(filtered) > 0.4
-    shuffled = [play(rng.permutation(filtered.ravel()).reshape(filtered.shape)) for _ in range(5)]
+    assert play_with(filtered) > 0.4
+    shuffled = [play_with(rng.permutation(filtered.ravel()).reshape(filtered.shape)) for _ in range(5)]
     assert np.mean(shuffled) < 0.2

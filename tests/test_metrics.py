@@ -10,6 +10,7 @@ import pytest
 import sklearn.metrics
 from scipy import stats
 
+from data import metrics
 from data.metrics import compare_aucs, compute_roc_band, measure
 
 NAMES = ("accuracy", "precision", "recall", "f1", "specificity", "auc", "sensitivity_at_90_specificity",
@@ -101,7 +102,7 @@ def test_folds_pool_counts_and_average_rankings():
     assert metrics["auc"] == pytest.approx((7 / 8 + 8 / 9) / 2)
     assert metrics["sensitivity_at_90_specificity"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert metrics["specificity_at_90_sensitivity"] == pytest.approx((3 / 4 + 2 / 3) / 2)
-    _, low, high = compute_roc_band(labels, probabilities, range(12), folds=folds)
+    _, low, high, _ = compute_roc_band(labels, probabilities, range(12), folds=folds)
     assert low[0] <= (1 / 2 + 2 / 3) / 2 <= high[0]
     shifted = probabilities + 2 * (folds == "y")
     together = [measure(labels, p, range(12), folds=folds) for p in (probabilities, shifted)]
@@ -257,7 +258,7 @@ def test_roc_band_against_a_loop_over_resampled_patients():
     labels, probabilities = random_case(4, films=120, ties=False)
     labels = np.repeat(labels[::2], 2)  # two films of each patient
     patients = np.repeat(range(60), 2)
-    grid, low, high = compute_roc_band(labels, probabilities, patients)
+    grid, low, high, curve = compute_roc_band(labels, probabilities, patients)
     rng, curves = np.random.default_rng(5), []
     for _ in range(500):
         drawn = [rng.choice(np.unique(patients[labels == label]), sum(labels == label) // 2) for label in (0, 1)]
@@ -303,3 +304,32 @@ def test_comparison_with_a_higher_confidence_is_wider_as_students_t():
                     for confidence in (0.9995, 0.95))
     expected = stats.t.ppf(0.99975, 298) / stats.t.ppf(0.975, 298)
     assert width(wide[1:]) / width(narrow[1:]) == pytest.approx(expected, rel=0.03)
+
+
+# ---- patients and calibration ------------------------------------------------------------------
+
+
+def test_the_brier_score_is_that_of_scikit_learn_with_an_interval_of_patients():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60)
+    probabilities = np.clip(0.3 + 0.4 * labels + 0.3 * rng.standard_normal(60), 0, 1)
+    results = measure(labels, probabilities, np.arange(60) // 2)
+    assert results["brier"] == pytest.approx(sklearn.metrics.brier_score_loss(labels, probabilities))
+    low, high = results["ci95"]["brier"]
+    assert 0 < low < results["brier"] < high < 1
+    wide = measure(labels, probabilities, np.arange(60) // 10)["ci95"]["brier"]
+    assert wide[1] - wide[0] > high - low, "fewer patients tell less"
+
+
+def test_a_patient_is_the_mean_logit_of_the_films_and_malignant_with_one_malignant_film():
+    labels, patients = np.array([0, 1, 0, 0, 1]), np.array(["a", "a", "b", "c", "c"])
+    probabilities, folds = np.array([0.5, 0.9, 0.2, 0.1, 0.9]), np.array(["0", "0", "1", "0", "0"])
+    averaged = metrics.average_films(labels, probabilities, patients, folds)
+    assert averaged["patients"].tolist() == ["a", "b", "c"]
+    assert averaged["labels"].tolist() == [1, 0, 1]
+    assert averaged["folds"].tolist() == ["0", "1", "0"]
+    assert np.allclose(averaged["probabilities"], [0.75, 0.2, 0.5]), "the odds of a are 1 and 9, their mean 3"
+    alone = metrics.average_films(labels, probabilities, range(5), None)
+    assert alone["folds"] is None
+    assert np.allclose(alone["probabilities"], probabilities)
+    assert np.isfinite(metrics.average_films([0, 1], [0.0, 1.0], [0, 0], None)["probabilities"]).all()

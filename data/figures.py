@@ -1,0 +1,147 @@
+"""Figures of one run: curves, confusion matrix, calibration, and Grad-CAM maps over the films."""
+import textwrap
+import warnings
+
+import cv2
+import matplotlib
+import numpy as np
+import sklearn.metrics
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from sklearn.calibration import CalibrationDisplay
+
+from data.films import CLASSES
+from data.metrics import compute_roc_band, with_interval
+from data.reading import IMAGE_SIZE, place_boxes
+
+OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
+CASES = 4  # Grad-CAM overlays of each outcome
+
+
+def describe_held_out(results):
+    films, patients = results["validation_images"], results["validation_patients"]
+    return f"{films} {'test' if results['side'] == 'test' else 'held-out'} films of {patients} patients"
+
+
+def draw_training_curves(history):
+    figure = Figure((9, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(history["epoch"], history[name], "o-", label="training (augmented, with dropout)")
+        axes.plot(history["epoch"], history[f"val_{name}"], "s--", label="validation")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        axes.set(xlabel="epoch", ylabel={"loss": "binary cross-entropy"}.get(name, name), ylim=(0, None))
+    axes.set_ylim(0, 1.02)
+    return figure
+
+
+def draw_confusion_matrix(predictions, results):
+    figure = Figure((5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    sklearn.metrics.ConfusionMatrixDisplay.from_predictions(
+        predictions["label"], predictions["predicted"], labels=CLASSES, ax=axes, cmap="Blues", colorbar=False,
+        text_kw={"fontsize": 22})
+    axes.set(xlabel=f"predicted (threshold {results['threshold']})", ylabel="true")
+    axes.set_title(f"{describe_held_out(results)}\nsensitivity {with_interval(results, 'recall')}, specificity"
+                   f" {with_interval(results, 'specificity')}", fontsize=9)
+    return figure
+
+
+def draw_roc_curve(scores, results, seed):
+    """scores: dict of labels, probabilities, patients and folds (or None), as data.metrics takes them."""
+    grid, low, high, mean = compute_roc_band(**scores, seed=seed)
+    figure = Figure((5, 5.4), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(grid, low, high, alpha=0.2, label="95 % of bootstrap curves, over patients")
+    folds, label = scores["folds"], f"AUC {with_interval(results, 'auc')}"
+    if folds is None:
+        fpr, tpr, _ = sklearn.metrics.roc_curve(scores["labels"], scores["probabilities"])
+        axes.plot(fpr, tpr, label=label)
+    else:
+        axes.plot(grid, mean, label=f"mean of the folds, {label}")
+        for fold in np.unique(folds):
+            labels, probabilities = (scores[name][folds == fold] for name in ("labels", "probabilities"))
+            fpr, tpr, _ = sklearn.metrics.roc_curve(labels, probabilities)
+            axes.plot(fpr, tpr, color="0.6", lw=0.8, zorder=1, label="each fold" if fold == folds.min() else None)
+    axes.plot([0, 1], [0, 1], "k--", label="chance (AUC 0.50)")
+    axes.plot(1 - results["specificity"], results["recall"], "ko", label=f"threshold {results['threshold']}")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+    axes.set_title(describe_held_out(results), fontsize=10)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def draw_calibration(scores, results):
+    """How often films of about the same probability are malignant; a point for every 25 films, 2 to 10 in all."""
+    labels, points = scores["labels"], min(10, max(2, len(scores["labels"]) // 25))
+    figure = Figure((5, 5.4), layout="constrained")
+    axes = figure.subplots()
+    name = f"Brier score {with_interval(results, 'brier')}"
+    CalibrationDisplay.from_predictions(
+        labels, scores["probabilities"], n_bins=points, strategy="quantile", name=name, ax=axes)
+    axes.set(xlabel="predicted probability of malignancy (mean of a point)", ylabel="share that is malignant",
+             xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_title(describe_held_out(results), fontsize=10)
+    axes.legend(loc="upper left", fontsize=8)
+    return figure
+
+
+def overlay_map(image, cam):
+    """The map over the image, uint8 (IMAGE_SIZE, IMAGE_SIZE, 3) RGB: strong evidence covers it."""
+    heat = cv2.resize(cam, image.shape, interpolation=cv2.INTER_LINEAR)[..., None]
+    colour = matplotlib.colormaps["viridis"](heat[..., 0])[..., :3] * 255
+    return np.rint(image[..., None] * (1 - 0.6 * heat) + colour * 0.6 * heat).astype(np.uint8)
+
+
+def write_overlay(overlay, file):
+    """Write an overlay as PNG, uint8 (H, W, 3) RGB, whatever characters its name has."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(cv2.imencode(".png", overlay[..., ::-1])[1].tobytes())
+
+
+def select_cases(predictions, threshold):
+    """The CASES most confident rows of `predictions` of each outcome, with columns for it and its number."""
+    correct = np.where(predictions["predicted"] == predictions["label"], "true_", "false_")
+    called = np.where(predictions["predicted"] == "malignant", "positive", "negative")
+    ranked = predictions.assign(outcome=np.char.add(correct, called))
+    ranked = ranked.sort_values("probability", key=lambda p: -abs(p - threshold), kind="stable")
+    ranked["number"] = ranked.groupby("outcome").cumcount()
+    return ranked[ranked["number"] < CASES]
+
+
+def draw_cases(cases, films, images, maps, outcomes=OUTCOMES, columns=CASES, panel=1.5):
+    """A row of panels for each outcome: every case as the model sees it, and with its map over it.
+
+    Lesion boxes are dashed. cases: see select_cases; images, maps: by the index of the cases; panel: inches.
+    """
+    size = (2 * panel * columns + 1, (panel + 0.2) * len(outcomes) + 0.8)
+    figure = Figure(size, layout="constrained")
+    grid = figure.subplots(len(outcomes), 2 * columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for panels, outcome in zip(grid, outcomes, strict=True):
+        rows = list(cases[cases["outcome"] == outcome].itertuples())
+        panels[0].set_ylabel(outcome.replace("_", "\n") + ("" if rows else "\n(none)"), fontsize=11)
+        for case, pair in zip(rows, panels.reshape(-1, 2), strict=False):
+            image, cam = images[case.Index], maps[case.Index]
+            for axes, pixels in zip(pair, (image, overlay_map(image, cam)), strict=True):
+                axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+                for left, top, width, height in place_boxes(films.loc[case.Index]) * IMAGE_SIZE:
+                    axes.add_patch(Rectangle((left, top), width, height, fill=False, ec="white", lw=0.8, ls="--"))
+            pair[0].set_title(case.label, fontsize=10)
+            pair[1].set_title(f"P(malignant) {case.probability:.2f}", fontsize=10)
+            if not cam.any():
+                pair[1].set_xlabel("no positive evidence", fontsize=9)
+    return figure
+
+
+def write_figure(figure, file, title, note):
+    """Write a PNG under a title, with what the run has to state about itself below it."""
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    if note:
+        figure.supxlabel(textwrap.fill(note.upper(), int(12 * figure.get_figwidth())), fontsize=8,
+                         color="firebrick", fontweight="bold")
+    with warnings.catch_warnings(action="ignore"):  # of characters in a file name that no font here has
+        figure.savefig(file, dpi=120)

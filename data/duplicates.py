@@ -98,7 +98,8 @@ def split_patients(films, fold, seed):
     """The table with split "train", "validation" or "left out", fold, trained_on and left_out.
 
     Without a given split all films, those left out too, are in a fold, "0" to "4"; number `fold` is held out.
-    Validation films of a group that is trained on are left out; trained_on is the path of one such film.
+    Validation films of a group that is trained on are left out; trained_on is the path of one such film. A given
+    split may have a side "test", too, which loses what is trained or validated on.
     """
     films = films.assign(trained_on="", fold="")
     if mixed := films.groupby("patient_id")["label"].nunique().gt(1).sum():
@@ -113,28 +114,30 @@ def split_patients(films, fold, seed):
     else:
         log.info("the split is that of the data; FOLD is not used")
     films.loc[films["left_out"].ne(""), "split"] = "left out"
-    training, validation = films["split"].eq("train"), films["split"].eq("validation")
-    trained_on = films["path"].where(training).groupby(films["group"]).transform("first")
-    leaks = validation & trained_on.notna()  # none between folds
-    films.loc[leaks, "trained_on"] = trained_on[leaks]
-    films.loc[leaks, ["split", "left_out"]] = "left out", "its patient or picture is trained on"
-    if leaks.any():
-        log.warning("%d of %d validation films are left out: they show a patient or a picture that is"
-                    " trained on (leaks.csv)", leaks.sum(), validation.sum())
-    for side in ("train", "validation"):
+    for side, earlier in (("validation", ["train"]), ("test", ["train", "validation"])):
+        known = films["path"].where(films["split"].isin(earlier)).groupby(films["group"]).transform("first")
+        held_out = films["split"].eq(side)
+        leaks = held_out & known.notna()  # none between folds
+        films.loc[leaks, "trained_on"] = known[leaks]
+        films.loc[leaks, ["split", "left_out"]] = "left out", "its patient or picture is trained on"
+        if leaks.any():
+            log.warning("%d of %d %s films are left out: they show a patient or a picture that is trained on%s"
+                        " (leaks.csv)", leaks.sum(), held_out.sum(), side, " or validated" * (side == "test"))
+    for side in ("train", "validation", "test"):
         counts = films[films["split"].eq(side)].groupby("label")["patient_id"].agg(["size", "nunique"])
-        log.info("%-10s %s", side, ", ".join(f"{label} {size} films of {patients} patients"
-                                             for label, size, patients in counts.itertuples()))
+        if len(counts):
+            log.info("%-10s %s", side, ", ".join(f"{label} {size} films of {patients} patients"
+                                                 for label, size, patients in counts.itertuples()))
     return films
 
 
-def check_sides(films):
+def check_sides(films, sides=("train", "validation")):
     """Raise UserError where a side of a split lacks a class, and tell what was left out."""
     reasons = films.loc[films["left_out"].ne(""), "left_out"].value_counts()
     left_out = "".join(f"; {count} films are left out: {reason}" for reason, count in reasons.items())
     if films["trained_on"].ne("").any() and not films["split"].eq("validation").any():
         raise UserError(f"nothing is left of the validation side{left_out} (leaks.csv names them): move whole"
                         " patients to that side, or remove the split, so that FOLD holds patients out.")
-    for side, label in product(("train", "validation"), films["label"].unique()):
+    for side, label in product((*sides, *{"test"} & {*films["split"]}), films["label"].unique()):
         if not (films["split"].eq(side) & films["label"].eq(label)).any():
             raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")

@@ -10,7 +10,7 @@ from data import UserError, log
 
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", ".dcm", ".dicom")
-VALIDATION_WORDS = ("val", "valid", "validation", "test")  # the first one in the data is the held-out side
+VALIDATION_WORDS = ("val", "valid", "validation", "test")  # the first one in the data; a test side besides is kept
 COLUMNS = ["path", "label", "split", "patient_id", "lesion_box"]
 LESION_BOXES = r"(\d{1,6}:\d{1,6}:[1-9]\d{,5}:[1-9]\d{,5}(\|(?!$)|$))*"  # x:y:width:height, joined by |
 PATIENT_NAMES = {  # how public collections write the patient into the name of a file or folder
@@ -36,11 +36,27 @@ def is_dicom(path):
     return path.is_file() and os.access(path, os.R_OK) and path.open("rb").read(132)[128:] == b"DICM"
 
 
+def is_image(path):
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
+
+
 def list_files(folder):
     """All below a folder but what is hidden; links are not followed."""
     for path in folder.iterdir():
         if not path.name.startswith("."):
             yield from list_files(path) if path.is_dir() and not path.is_symlink() else [path]
+
+
+def list_images(films):
+    """Absolute paths of a film, of a list of films, or of all images in a folder. Raises UserError for none."""
+    if not isinstance(films, (str, os.PathLike)):
+        return [Path(os.path.abspath(os.path.expanduser(film))) for film in films]
+    path = Path(os.path.abspath(os.path.expanduser(films)))
+    if not path.is_dir():
+        return [path]
+    if images := sorted(file for file in list_files(path) if is_image(file)):
+        return images
+    raise UserError(f"{path} has no image: {', '.join(IMAGE_SUFFIXES)}.")
 
 
 def read_folders(root):
@@ -49,12 +65,13 @@ def read_folders(root):
     held_out = [folders[word] for word in VALIDATION_WORDS if word in folders]
     sides = {root: ""}
     if "train" in folders and held_out:
-        sides = {folders["train"]: "train", held_out[0]: "validation"}
+        sides = {folders["train"]: "train", folders.get("test"): "test", held_out[0]: "validation"}
+        sides.pop(None, None)
     tops = {top: split for side, split in sides.items() for top in side.iterdir()}
     classes = {top: label for top in tops if top.is_dir()
                for label in CLASSES if top.name.lower().startswith(label)}
     files = {path: (classes[top], tops[top]) for top in classes for path in list_files(top)}
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)]
+    images = list(filter(is_image, files))
     ignored = sorted({*root.iterdir(), *tops} - {*sides, *classes}) + sorted({*files} - {*images})
     names = [str(path.relative_to(root)) for path in ignored if not path.name.startswith(".")]
     rows = [(os.fsencode(path.relative_to(root).as_posix()).decode(), *files[path], "", "") for path in images]
@@ -89,10 +106,11 @@ def read_labels(file):
         if any(wrong):
             raise UserError(f"{file}: {sum(wrong)} {problem}: {list_some(table[column][wrong].unique())}.")
     held_out = [word for word in VALIDATION_WORDS if word in {*table["split"]}]
-    left_out = table.duplicated() | table["split"].isin(held_out[1:])
+    unused = [word for word in held_out[1:] if word != "test"]
+    left_out = table.duplicated() | table["split"].isin(unused)
     if left_out.any():
-        log.warning("%d rows of labels.csv are left out: repeated, or of %s", left_out.sum(), held_out[1:])
-    return table[~left_out].replace({"split": dict.fromkeys(held_out, "validation")})
+        log.warning("%d rows of labels.csv are left out: repeated, or of %s", left_out.sum(), unused)
+    return table[~left_out].replace({"split": dict.fromkeys(held_out[:1], "validation")})
 
 
 def match_names(names):
@@ -169,7 +187,7 @@ def check_unseen(file, films):
         log.warning("what %s was trained on is unknown: there is no split.csv beside it", file.name)
         return
     seen = seen[seen["split"] == "train"].reindex(columns=["patient_id", "film_sha256"])
-    held_out = films[films["split"] == "validation"]
+    held_out = films[films["split"].isin(["validation", "test"])]
     named = held_out["patient_id"].isin(seen["patient_id"]) & (held_out["patient_from"] != "unknown")
     known = held_out[named | held_out["film_sha256"].isin(seen["film_sha256"])]
     if len(known):

@@ -103,8 +103,9 @@ def time_steps(name, outputs):
     films = pd.DataFrame({"label": np.resize(common.CLASSES, IMAGES),
                           "split": np.resize(["train", "train", "train", "train", "validation"], IMAGES)})
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 224, 224), np.uint8)
-    training, validation, _ = common.make_datasets(pixels, films, settings)
+    training, validation, steps = common.make_datasets(pixels, films, settings)
     model = common.build_model(script.build_backbone(None), {"pretrained": True}, settings)
+    common.compile_model(model, steps, settings)
     size, batches = settings.BATCH_SIZE, iter(training(0))
     held_out = iter(validation.unbatch().repeat().batch(size).prefetch(2))
     images, labels = next(batches)
@@ -152,7 +153,7 @@ def make_weights(file):
 
 
 def run_tutorial(data, weights, epochs, source, output):
-    sys.argv = ["tutorial.py", *map(str, (data, weights, epochs, source, output))]
+    sys.argv = ["tutorial.py", *map(str, (data, weights, epochs, source, output, "resnet50"))]
     with contextlib.suppress(SystemExit):  # of source "arrays", once the first epoch has begun
         runpy.run_path(str(REPOSITORY / "tests" / "tutorial.py"))
 
@@ -182,7 +183,8 @@ def start_training(data, outputs):
     import common
     import resnet50
 
-    def train(model, training, *_):
+    def train(model, training, _, steps, settings, *__):
+        common.compile_model(model, steps, settings)
         model.fit(training(0), steps_per_epoch=2, shuffle=False)
         sys.exit()
 

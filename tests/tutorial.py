@@ -1,6 +1,6 @@
-"""The script that tutorials for this job have: what tests/benchmark.py compares resnet50.py with.
+"""The script that tutorials for this job have: what tests/benchmark.py and tests/leaky_split.py compare with.
 
-    python tests/tutorial.py DATA WEIGHTS EPOCHS generator|films|arrays OUTPUT
+    python tests/tutorial.py DATA WEIGHTS EPOCHS generator|films|arrays OUTPUT resnet50|vgg16
 
 One class per folder, a nested backbone whose batch norm follows the batches, fit, predict, and Grad-CAM image
 by image. Written to be typical, neither slow nor fast on purpose, and used for nothing else.
@@ -17,13 +17,13 @@ import tensorflow as tf
 from sklearn.metrics import classification_report, confusion_matrix, roc_curve
 from sklearn.model_selection import train_test_split
 from tensorflow import keras
-from tensorflow.keras.applications.resnet50 import preprocess_input
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-data, weights, epochs, source, output = sys.argv[1:]
+data, weights, epochs, source, output, backbone = sys.argv[1:]
+preprocess_input = getattr(keras.applications, backbone).preprocess_input
 epochs = int(epochs)
 os.makedirs(output, exist_ok=True)
 rng = np.random.default_rng(0)
@@ -89,15 +89,17 @@ else:
         train = ImageDataGenerator(**augmentation).flow(load_arrays(paths), labels, batch_size=13)
         validation = (preprocess_input(load_arrays(held_out)), truth)
 
-base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(224, 224, 3))
+application = {"resnet50": keras.applications.ResNet50, "vgg16": keras.applications.VGG16}[backbone]
+base = application(include_top=False, weights=None, input_shape=(224, 224, 3))
 base.load_weights(weights)
-for layer in base.layers[:87]:
+for layer in base.layers[: len(base.layers) // 2]:
     layer.trainable = False
 model = keras.Sequential([
     keras.Input((224, 224, 3)), base, keras.layers.GlobalAveragePooling2D(),
     keras.layers.Dense(256, activation="relu"), keras.layers.Dropout(0.3),
     keras.layers.Dense(1, activation="sigmoid")])
-model.compile(optimizer=keras.optimizers.Adam(1e-4), loss="binary_crossentropy", metrics=["accuracy"])
+learning_rate = {"resnet50": 1e-4, "vgg16": 5e-5}[backbone]
+model.compile(optimizer=keras.optimizers.Adam(learning_rate), loss="binary_crossentropy", metrics=["accuracy"])
 if source == "arrays":  # the first epoch has begun
     model.fit(train, epochs=1, steps_per_epoch=2)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -107,6 +109,7 @@ model.save(os.path.join(output, "model.keras"))
 
 probabilities = model.predict(validation)[:, 0]
 print(classification_report(truth, probabilities >= 0.5))
+np.savetxt(os.path.join(output, "predictions.txt"), np.column_stack([truth, probabilities]))
 plt.imshow(confusion_matrix(truth, probabilities >= 0.5))
 plt.savefig(os.path.join(output, "confusion_matrix.png"))
 plt.figure()
@@ -120,7 +123,8 @@ plt.savefig(os.path.join(output, "training_curves.png"))
 
 def make_heatmap(image):
     """Grad-CAM as the Keras guide of 2020 has it."""
-    last_maps = keras.Model(base.inputs, base.get_layer("conv5_block3_out").output)
+    last_layer = {"resnet50": "conv5_block3_out", "vgg16": "block5_conv3"}[backbone]
+    last_maps = keras.Model(base.inputs, base.get_layer(last_layer).output)
     inputs = x = keras.Input(last_maps.output.shape[1:])
     for layer in model.layers[1:]:
         x = layer(x)

@@ -1,12 +1,14 @@
 """One run, in the order in which it happens: what resnet50.py and vgg16.py share.
 
-start, model, datasets, training, evaluation, figures, run folder; then the comparison of all runs, and the
-prediction of one new film. What knows films but no networks is in data/.
+start, model, datasets, training, evaluation, run folder, all folds together; then what one does with a finished
+run: compare it, predict new films, validate it on another collection. What knows films but no networks is in
+data/.
 """
 import builtins
 import contextlib
 import gc
 import hashlib
+import itertools
 import json
 import logging.handlers
 import math
@@ -17,10 +19,10 @@ import shutil
 import signal
 import socket
 import sys
-import textwrap
 import time
 import warnings
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -30,11 +32,15 @@ HERE = Path(__file__).resolve().parent
 saved_stderr = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
 try:
-    from data import UserError, comparison, duplicates, log, metrics, reading
-    from data.comparison import with_interval
+    from data import UserError, comparison, duplicates, explain_write_errors, log, metrics, reading, replace
     from data.duplicates import FOLDS, check_folds, check_sides, group_duplicates, split_patients  # noqa: F401
-    from data.films import CLASSES, check_unseen, find_films, is_synthetic  # noqa: F401
-    from data.reading import IMAGE_SIZE, place_boxes, read_films  # noqa: F401
+    from data.films import CLASSES, check_unseen, find_films, is_synthetic, list_images
+    from data.figures import (describe_held_out, draw_calibration, draw_cases, draw_confusion_matrix,
+                              draw_roc_curve, draw_training_curves, overlay_map, select_cases, write_figure,
+                              write_overlay)
+    from data.metrics import play_pointing_game, with_interval
+    from data.reading import IMAGE_SIZE, place_boxes, read_films
+    from data.summary import write_summary
 
     import cv2
     import keras
@@ -44,8 +50,8 @@ try:
     import scipy
     import sklearn.metrics
     import tensorflow as tf
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
+    from scipy import special
+    from tensorflow.python.framework.ops import gradient_registry
 
 except ImportError as missing:
     if ".so" in str(missing):
@@ -68,10 +74,8 @@ THRESHOLD = 0.5  # probability of malignancy from which a film is called maligna
 # ------------------------------------------------------------------------------------------------
 
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
-OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
-CASES = 4  # Grad-CAM overlays of each outcome
-MODULES = (__file__, duplicates.__file__, metrics.__file__, reading.__file__)
-CODE = [reading.parse_code(file) for file in MODULES]  # what decides the results
+LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
+CODE = [reading.parse_code(module.__file__) for module in (sys.modules[__name__], duplicates, metrics, reading)]
 
 
 # ---- start -------------------------------------------------------------------------------------
@@ -89,7 +93,7 @@ CONSTANTS = {  # of a script: what each may be, as a check and in words
     "DATA_DIR": (is_path, "the path of a folder in quotes"),
     "OUTPUT_DIR": (is_path, "the path of a folder in quotes"),
     "CROP": (lambda v: v in ("breast", "lesion", None), '"breast", "lesion" or None'),
-    "FOLD": (lambda v: is_number(v, Integral, 0, FOLDS - 1), f"a whole number from 0 to {FOLDS - 1}"),
+    "FOLD": (lambda v: v == "all" or is_number(v, Integral, 0, FOLDS - 1), f'0 to {FOLDS - 1}, or "all"'),
     "WEIGHTS": (lambda v: v is None or is_path(v), '"imagenet", None or the path of a weights file'),
     "UNFROZEN_FRACTION": (lambda v: is_number(v, Real, 1e-9, 1), "a share above 0 up to 1, such as 0.5"),
     "LEARNING_RATE": (lambda v: is_number(v, Real, sys.float_info.min), "a number above 0, such as 1e-4"),
@@ -128,16 +132,6 @@ def shorten(path):
     return str(path)
 
 
-@contextlib.contextmanager
-def explain_write_errors(place):
-    """Turn an OSError while something is written, such as a full disk, into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{place} cannot be written ({error.strerror or 'the disk may be full'}): free space, get"
-                        " the right to write, or choose another OUTPUT_DIR, and run the command again.") from error
-
-
 def check_constants(constants):
     """The constants of a script and MODULE_CONSTANTS as a namedtuple, with absolute Paths.
 
@@ -159,34 +153,52 @@ def check_constants(constants):
     return Settings(**values)
 
 
-def start(constants):
-    """(settings, console) from globals() of a script: see check_constants, and the handler that keeps the log.
-
-    Seeds every generator and prepares Keras and the devices.
-    """
+def open_console():
+    """Print what is logged; returns the handler that keeps it."""
     console = logging.handlers.BufferingHandler(capacity=10**6)
     log.handlers = [logging.StreamHandler(sys.stdout), console]
     log.setLevel(logging.INFO)
-    settings, gpus = check_constants(constants), tf.config.list_physical_devices("GPU")
-    mixed = settings.MIXED_PRECISION
+    tf.get_logger().setLevel("ERROR")  # it warns of five folds that are five functions
+    return console
+
+
+def start(constants):
+    """(settings, console) from globals() of a script: see check_constants and open_console."""
+    console, settings = open_console(), check_constants(constants)
+    tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
+    reset_keras(settings)
+    log.info("device: %s, %s", describe_device(), keras.config.dtype_policy().name)
+    return settings, console
+
+
+def reset_keras(settings):
+    """Put Keras and all random generators into the state in which every training starts."""
+    mixed, gpus = settings.MIXED_PRECISION, tf.config.list_physical_devices("GPU")
     if mixed == "auto":  # tensor cores came with compute capability 7
         details = map(tf.config.experimental.get_device_details, gpus)
         mixed = bool(gpus) and all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in details)
-    keras.backend.clear_session()  # which resets the dtype policy, too
+    keras.backend.clear_session()  # which resets strategy and dtype policy, too
+    gc.collect()  # models and datasets refer to themselves: without this, memory grows from fold to fold
     keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json has
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
+    keras.utils.set_random_seed(settings.SEED)
     if len(gpus) > 1:  # each gets an equal part of every batch
         tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy())
-    keras.utils.set_random_seed(settings.SEED)
-    tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
-    log.info("device: %s, %s", describe_device(), keras.config.dtype_policy().name)
-    return settings, console
 
 
 def describe_device():
     gpus = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
     return ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or f"CPU with {os.cpu_count()} cores"
+
+
+def list_folds(films, settings, console):
+    """Yield the number of each fold to run, all from the same state; `console` keeps the lines of one only."""
+    shared, given = len(console.buffer), films["split"].ne("").any()  # given splits have no folds
+    for fold in range(FOLDS) if settings.FOLD == "all" and not given else [settings.FOLD]:
+        del console.buffer[shared:]
+        reset_keras(settings)
+        yield fold
 
 
 # ---- model -------------------------------------------------------------------------------------
@@ -230,7 +242,7 @@ def count_unfrozen(layers, settings):
 
 
 def build_model(backbone, weights, settings):
-    """The compiled classifier: raw RGB float (B, 224, 224, 3) in 0..255 to P(malignant), (B, 1).
+    """The classifier: raw RGB float (B, 224, 224, 3) in 0..255 to P(malignant), (B, 1).
 
     The top UNFROZEN_FRACTION of the backbone's layers trains (half a layer counts as one), the rest is
     frozen. In a pretrained backbone every BatchNormalization is frozen, too: its statistics would follow
@@ -248,10 +260,6 @@ def build_model(backbone, weights, settings):
     logit = keras.layers.Dense(1, name="logit", **full)(features)
     probability = keras.layers.Activation("sigmoid", name="probability", **full)(logit)
     model = keras.Model(backbone.inputs[0], probability, name=backbone.name)
-    # metrics by name would have the training step traced twice; XLA and determinism exclude each other in Keras
-    accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=settings.THRESHOLD)
-    model.compile(keras.optimizers.Adam(settings.LEARNING_RATE), keras.losses.BinaryCrossentropy(),
-                  weighted_metrics=[accuracy], jit_compile=False)
     log.info("the top {unfrozen_layers} of {layers} layers of {backbone} train, with {unfrozen_parameters:,} of"
              " {parameters:,} parameters".format(**describe_model(model, settings)))
     return model
@@ -371,77 +379,92 @@ def name_run(settings, films, model, weights):
     return settings.OUTPUT_DIR / f"{model.name}-unfrozen{percent:g}-{digest[:6]}"
 
 
-def is_complete(folder):
-    """Whether the folder of a run holds its results already; logs how to repeat it."""
-    complete = (folder / "settings.json").is_file()
-    log.info("complete already, delete the folder to repeat it: %s" if complete else "results will be in %s",
-             shorten(folder))
-    return complete
-
-
 def name_unfinished(folder):
     """The hidden folder beside that of a run, from which the run continues until it is complete."""
     return folder.with_name(f".{folder.name}")
 
 
+def is_complete(folder):
+    """Whether the folder of a run holds its results already; logs how to repeat it."""
+    complete = (folder / "settings.json").is_file()
+    if complete:
+        shutil.rmtree(name_unfinished(folder), ignore_errors=True)  # of a run killed after its last file
+    log.info("complete already, delete the folder to repeat it: %s" if complete else "results will be in %s",
+             shorten(folder))
+    return complete
+
+
+def list_variables(model):
+    """All that changes in a training: weights, averages and moments of the optimizer, state of the dropout."""
+    return [*model.variables, *model.optimizer.variables]
+
+
 def save_checkpoint(model, history, file):
-    """Write the history, a row for each finished epoch, and all variables (weights, optimizer, dropout)."""
-    partial = file.with_suffix(f".{os.getpid()}")
-    with explain_write_errors(file):
-        try:
-            with partial.open("wb") as stream:
-                for array in (history, *map(np.asarray, [*model.variables, *model.optimizer.variables])):
-                    np.save(stream, array)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+    """Write the history, a row for each finished epoch, and all variables."""
+    with explain_write_errors(file), replace(file) as temporary:
+        np.savez(temporary, history, *map(np.asarray, list_variables(model)))
 
 
 def load_checkpoint(model, file):
     """Restore all variables; returns the rows of the history, none where there is no such file."""
     if not file.exists():
         return []
-    with file.open("rb") as stream:
-        history = np.load(stream)
-        for variable in [*model.variables, *model.optimizer.variables]:
-            variable.assign(np.load(stream))
+    with np.load(file) as arrays:
+        names = iter(arrays.files)
+        history = arrays[next(names)]
+        for variable, name in zip(list_variables(model), names, strict=True):
+            variable.assign(arrays[name])
     return history.tolist()
 
 
-def train(model, training, validation, steps, settings, folder):
-    """Fit all epochs, keep the last: a table of epoch, loss, accuracy, val_loss, val_accuracy, seconds.
+def compile_model(model, steps, settings):
+    """Make the model ready for epochs of `steps`; Adam averages the weights over about the last epoch."""
+    adam = keras.optimizers.Adam(settings.LEARNING_RATE, use_ema=True, ema_momentum=1 - 1 / steps)
+    # metrics by name would have the training step traced twice; XLA and determinism exclude each other in Keras
+    accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=settings.THRESHOLD)
+    model.compile(adam, keras.losses.BinaryCrossentropy(), weighted_metrics=[accuracy], jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
 
-    Nothing is chosen on the validation side. After every epoch a checkpoint is written, and the next call
-    continues from it with the same numbers. Raises UserError where the training diverges or a batch does
-    not fit into memory.
+
+def train(model, training, validation, steps, settings, folder):
+    """Fit all epochs: a table of epoch, loss, accuracy, val_loss, val_accuracy, seconds.
+
+    The model ends with, and every epoch is validated with, averaged weights: those of the last step alone are a
+    lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. After every epoch a checkpoint is
+    written, from which the next call continues with the same numbers. Raises UserError where the training diverges
+    or a batch does not fit into memory.
     """
-    columns, checkpoint = ["loss", "accuracy", "val_loss", "val_accuracy"], name_unfinished(folder) / "checkpoint"
+    checkpoint = name_unfinished(folder) / "checkpoint.npz"
     with explain_write_errors(folder):
         checkpoint.parent.mkdir(exist_ok=True)
-    model.optimizer.build(model.trainable_variables)
+    compile_model(model, steps, settings)
     rows = load_checkpoint(model, checkpoint)
     if rows:
         log.info("continuing after epoch %d of %d", len(rows), settings.EPOCHS)
     before, started = rows[-1][-1] if rows else 0, time.perf_counter()
 
     def keep(epoch, logs):
-        rows.append([*(logs[name] for name in columns), before + time.perf_counter() - started])
+        rows.append([*(logs[name] for name in LOGS), before + time.perf_counter() - started])
         save_checkpoint(model, rows, checkpoint)
 
-    callbacks = [keras.callbacks.TerminateOnNaN(), keras.callbacks.LambdaCallback(on_epoch_end=keep)]
+    known = {*gradient_registry.list()}
+    swap = keras.callbacks.SwapEMAWeights()
+    swap._tf_swap_variables = swap._backend_swap_variables  # exact: the former adds and subtracts, and so rounds
+    callbacks = [keras.callbacks.TerminateOnNaN(), swap, keras.callbacks.LambdaCallback(on_epoch_end=keep)]
     try:
         if len(rows) < settings.EPOCHS:
             model.fit(training(len(rows)), epochs=settings.EPOCHS, initial_epoch=len(rows), steps_per_epoch=steps,
                       validation_data=validation, shuffle=False, callbacks=callbacks)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE (a new run).") from error
+    model.optimizer.finalize_variable_values(model.trainable_variables)  # fit() did, unless all epochs were done
+    for name in {*gradient_registry.list()} - known:  # or TensorFlow keeps each fold's graph, 350 MB
+        del gradient_registry._registry[name]
     finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # a ReLU can hide NaN from the loss
     if not finite or len(rows) < settings.EPOCHS:
         shutil.rmtree(name_unfinished(folder))
         raise UserError("training diverged, its numbers are not finite: lower LEARNING_RATE.")
-    history = pd.DataFrame(rows, columns=[*columns, "seconds"])
+    history = pd.DataFrame(rows, columns=[*LOGS, "seconds"])
     history.insert(0, "epoch", range(1, settings.EPOCHS + 1))
     return history
 
@@ -477,18 +500,40 @@ def make_gradcam(model, threshold=THRESHOLD):
     return explain
 
 
-def evaluate(model, validation, films, settings):
-    """(predictions, maps) of the held-out films, in the order and with the index of `films`.
+def make_explainer(models, threshold):
+    """A function from grey images, uint8 (B, H, W), to P(malignant), float (B,), and Grad-CAM maps (B, h, w).
 
-    predictions: path, patient_id, label, probability (of malignancy), predicted; maps: Grad-CAM, (N, h, w).
+    Of several models it gives the mean logit, and the mean of the maps, each of which explains its own model.
     """
-    held_out = films[films["split"] == "validation"]
-    explain = make_gradcam(model, settings.THRESHOLD)
-    parts = [[part.numpy() for part in explain(images)] for images, _, _ in validation]
-    probabilities, maps = (np.concatenate(part)[: len(held_out)] for part in zip(*parts, strict=True))
-    probabilities = probabilities.astype(float)
-    return held_out[["path", "patient_id", "label"]].assign(
-        probability=probabilities, predicted=np.take(CLASSES, probabilities >= settings.THRESHOLD)), maps
+    functions = [make_gradcam(model, threshold) for model in models]
+
+    def explain(images):
+        pixels = np.repeat(images[..., None], 3, axis=-1).astype(np.float32)
+        probabilities, maps = zip(*(function(pixels) for function in functions), strict=True)
+        if len(models) == 1:
+            return probabilities[0].numpy().astype(float), maps[0].numpy()
+        logits = special.logit(np.clip(np.array(probabilities, float), 1e-7, 1 - 1e-7))
+        return special.expit(logits.mean(axis=0)), np.mean(maps, axis=0)
+
+    return explain
+
+
+def evaluate(models, images, films, settings):
+    """{side: (predictions, maps)} of the sides "validation" and "test" of the split that have films.
+
+    predictions: path, patient_id, label, probability (of malignancy), predicted, in the order and with the index
+    of `films`; maps: Grad-CAM, (N, h, w). Of several models see make_explainer.
+    """
+    explain, results = make_explainer(models, settings.THRESHOLD), {}
+    for side, held_out in films.reset_index().groupby("split"):
+        if side in ("validation", "test"):
+            rows, size = held_out.index.to_numpy(), settings.BATCH_SIZE
+            parts = [explain(images[rows[start : start + size]]) for start in range(0, len(rows), size)]
+            probabilities, maps = map(np.concatenate, zip(*parts, strict=True))
+            predictions = films.iloc[rows][["path", "patient_id", "label"]].assign(
+                probability=probabilities, predicted=np.take(CLASSES, probabilities >= settings.THRESHOLD))
+            results[side] = predictions, maps
+    return results
 
 
 def measure(labels, probabilities, patients, seed=0):
@@ -496,158 +541,51 @@ def measure(labels, probabilities, patients, seed=0):
     return metrics.measure(labels, probabilities, patients, seed, THRESHOLD)
 
 
+def list_scores(predictions, films):
+    """What data.metrics measures: labels (1 malignant), probabilities, patients, and folds or None, as a dict."""
+    return {"labels": predictions["label"].eq("malignant").to_numpy(int),
+            "probabilities": predictions["probability"].to_numpy(),
+            "patients": films.loc[predictions.index, "group"].to_numpy(),
+            "folds": predictions["fold"].to_numpy() if "fold" in predictions else None}
+
+
 def score(predictions, maps, films, settings):
-    """The content of metrics.json: every metric on the held-out films, their number, and the pointing game."""
-    held_out = films.loc[predictions.index]
-    malignant = predictions["label"].eq("malignant").to_numpy()
-    results = metrics.measure(malignant.astype(int), predictions["probability"].to_numpy(),
-                              held_out["group"].to_numpy(), settings.SEED, settings.THRESHOLD)
-    results |= {"validation_images": len(held_out), "validation_patients": held_out["patient_id"].nunique()}
+    """The content of metrics.json: every metric over films and over patients, and the pointing game."""
+    scores, held_out = list_scores(predictions, films), films.loc[predictions.index]
+    results = metrics.measure(**scores, seed=settings.SEED, threshold=settings.THRESHOLD)
+    results |= {"validation_images": len(held_out), "validation_patients": held_out["patient_id"].nunique(),
+                "side": held_out["split"].iloc[0] if scores["folds"] is None else "all folds"}
+    results["per_patient"] = metrics.measure(**metrics.average_films(**scores), seed=settings.SEED,
+                                             threshold=settings.THRESHOLD)
     boxed = held_out["lesion_box"].ne("").to_numpy()
     if boxed.any() and settings.CROP != "lesion":  # whose box is always in the middle, where any peak would hit
-        found = malignant & predictions["predicted"].eq("malignant").to_numpy()
-        results["pointing_game"] = play_pointing_game(held_out[boxed], maps[boxed], found[boxed])
+        boxes = [place_boxes(film) for film in held_out[boxed].itertuples()]
+        found = predictions["label"].eq("malignant") & predictions["predicted"].eq("malignant")
+        results["pointing_game"] = play_pointing_game(boxes, maps[boxed], found.to_numpy()[boxed])
     return results
-
-
-def play_pointing_game(films, maps, true_positives):
-    """How often the peak of a map lies in a lesion box of its film (Zhang et al. 2016), as a dict.
-
-    films: N rows with a lesion_box; maps: float (N, h, w), an empty one is a miss; true_positives: bool (N,).
-    The baseline is how often the peaks of the other films lie in a film's boxes, so that a habit of pointing
-    at the middle does not count as skill.
-    """
-    rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[1:])
-    x, y = (columns + 0.5) / maps.shape[2], (rows + 0.5) / maps.shape[1]
-    inside = np.zeros((len(films), len(films)), bool)  # the boxes of a film in rows, the peak of a map in columns
-    for row, film in enumerate(films.itertuples()):
-        for left, top, width, height in place_boxes(film):
-            inside[row] |= (left <= x) & (x <= left + width) & (top <= y) & (y <= top + height)
-    inside &= maps.any(axis=(1, 2))
-    hits, game = inside.diagonal(), {}
-    others = (inside.sum(axis=1) - hits) / max(1, len(films) - 1)
-    for name, chosen in (("images", np.ones(len(films), bool)), ("true_positives", true_positives)):
-        if chosen.any():
-            game[name] = {"images": int(chosen.sum()), "hits": int(hits[chosen].sum()),
-                          "share": float(hits[chosen].mean()), "other_films": float(others[chosen].mean())}
-    return game
-
-
-def describe_held_out(results):
-    return f"{results['validation_images']} held-out films of {results['validation_patients']} patients"
 
 
 def show_results(folder):
     """Log the metrics of a complete run, and what they were measured on."""
-    results = json.loads((folder / "metrics.json").read_text("utf-8"))
-    for name in results["ci95"]:
-        log.info("%-29s %s", name.replace("_", " "), with_interval(results, name))
-    log.info("on %s, with 95 %% intervals over patients; thresholds of the last two are read off these films; the"
-             " majority class alone has accuracy %.2f", describe_held_out(results), results["majority_baseline"])
-    for name, game in results.get("pointing_game", {}).items():
-        log.info("the Grad-CAM peak is in the lesion box of %d of %d %s; peaks of other films: %.2f",
-                 game["hits"], game["images"], name.replace("_", " "), game["other_films"])
-    counts = results["confusion_matrix"]
-    if 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"]):
-        log.warning("*** all films were called the same class ***")
-    if results["note"]:
-        log.warning("*** %s ***", results["note"])
-
-
-# ---- figures -----------------------------------------------------------------------------------
-
-
-def draw_training_curves(history):
-    figure = Figure((9, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(history["epoch"], history[name], "o-", label="training (augmented, with dropout)")
-        axes.plot(history["epoch"], history[f"val_{name}"], "s--", label="validation")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-        axes.set(xlabel="epoch", ylabel={"loss": "binary cross-entropy"}.get(name, name), ylim=(0, None))
-    axes.set_ylim(0, 1.02)
-    return figure
-
-
-def draw_confusion_matrix(predictions, results):
-    figure = Figure((5, 4.8), layout="constrained")
-    axes = figure.subplots()
-    sklearn.metrics.ConfusionMatrixDisplay.from_predictions(
-        predictions["label"], predictions["predicted"], labels=CLASSES, ax=axes, cmap="Blues", colorbar=False,
-        text_kw={"fontsize": 22})
-    axes.set(xlabel=f"predicted (threshold {results['threshold']})", ylabel="true")
-    axes.set_title(f"{describe_held_out(results)}\nsensitivity {with_interval(results, 'recall')}, specificity"
-                   f" {with_interval(results, 'specificity')}", fontsize=9)
-    return figure
-
-
-def draw_roc_curve(predictions, results, band):
-    figure = Figure((5, 5.4), layout="constrained")
-    axes = figure.subplots()
-    axes.fill_between(*band, alpha=0.2, label="95 % of bootstrap curves, over patients")
-    sklearn.metrics.RocCurveDisplay.from_predictions(
-        predictions["label"], predictions["probability"], pos_label="malignant", ax=axes, plot_chance_level=True)
-    axes.get_lines()[0].set_label(f"AUC {with_interval(results, 'auc')}")
-    axes.plot(1 - results["specificity"], results["recall"], "ko", label=f"threshold {results['threshold']}")
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity")
-    axes.set_title(describe_held_out(results), fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
-    return figure
-
-
-def overlay_map(image, cam):
-    """The map over the image, uint8 (IMAGE_SIZE, IMAGE_SIZE, 3) RGB: strong evidence covers it."""
-    heat = cv2.resize(cam, image.shape, interpolation=cv2.INTER_LINEAR)[..., None]
-    colour = matplotlib.colormaps["viridis"](heat[..., 0])[..., :3] * 255
-    return np.rint(image[..., None] * (1 - 0.6 * heat) + colour * 0.6 * heat).astype(np.uint8)
-
-
-def select_cases(predictions, threshold):
-    """The CASES most confident rows of `predictions` of each outcome, with columns for it and its number."""
-    correct = np.where(predictions["predicted"] == predictions["label"], "true_", "false_")
-    called = np.where(predictions["predicted"] == "malignant", "positive", "negative")
-    ranked = predictions.assign(outcome=np.char.add(correct, called))
-    ranked = ranked.sort_values("probability", key=lambda p: -abs(p - threshold), kind="stable")
-    ranked["number"] = ranked.groupby("outcome").cumcount()
-    return ranked[ranked["number"] < CASES]
-
-
-def draw_cases(cases, films, images, maps, outcomes=OUTCOMES, columns=CASES, panel=1.5):
-    """A row of panels for each outcome: every case as the model sees it, and with its map over it.
-
-    Lesion boxes are dashed. cases: see select_cases; images, maps: by the index of the cases; panel: inches.
-    """
-    size = (2 * panel * columns + 1, (panel + 0.2) * len(outcomes) + 0.8)
-    figure = Figure(size, layout="constrained")
-    grid = figure.subplots(len(outcomes), 2 * columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    for panels, outcome in zip(grid, outcomes, strict=True):
-        rows = list(cases[cases["outcome"] == outcome].itertuples())
-        panels[0].set_ylabel(outcome.replace("_", "\n") + ("" if rows else "\n(none)"), fontsize=11)
-        for case, pair in zip(rows, panels.reshape(-1, 2), strict=False):
-            image, cam = images[case.Index], maps[case.Index]
-            for axes, pixels in zip(pair, (image, overlay_map(image, cam)), strict=True):
-                axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-                for left, top, width, height in place_boxes(films.loc[case.Index]) * IMAGE_SIZE:
-                    axes.add_patch(Rectangle((left, top), width, height, fill=False, ec="white", lw=0.8, ls="--"))
-            pair[0].set_title(case.label, fontsize=10)
-            pair[1].set_title(f"P(malignant) {case.probability:.2f}", fontsize=10)
-            if not cam.any():
-                pair[1].set_xlabel("no positive evidence", fontsize=9)
-    return figure
-
-
-def write_figure(figure, file, title, note):
-    """Write a PNG under a title, with what the run has to state about itself below it."""
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    if note:
-        figure.supxlabel(textwrap.fill(note.upper(), int(12 * figure.get_figwidth())), fontsize=8,
-                         color="firebrick", fontweight="bold")
-    with warnings.catch_warnings(action="ignore"):  # of characters in a file name that no font here has
-        figure.savefig(file, dpi=120)
+    for file in (folder / "metrics.json", folder / "test" / "metrics.json"):
+        if not file.exists():
+            continue
+        results = json.loads(file.read_text("utf-8"))
+        for name in results["ci95"]:
+            log.info("%-29s %s", name.replace("_", " "), with_interval(results, name))
+        log.info("on %s, with 95 %% intervals over patients; thresholds of the last two are read off these films;"
+                 " the majority class alone has accuracy %.2f", describe_held_out(results),
+                 results["majority_baseline"])
+        log.info("per patient (mean logit of the films): AUC %s, sensitivity %s, specificity %s",
+                 *(with_interval(results["per_patient"], name) for name in ("auc", "recall", "specificity")))
+        for name, game in results.get("pointing_game", {}).items():
+            log.info("the Grad-CAM peak is in the lesion box of %d of %d %s; peaks of other films: %.2f",
+                     game["hits"], game["images"], name.replace("_", " "), game["other_films"])
+        counts = results["confusion_matrix"]
+        if 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"]):
+            log.warning("*** all films were called the same class ***")
+        if results["note"]:
+            log.warning("*** %s ***", results["note"])
 
 
 # ---- run folder --------------------------------------------------------------------------------
@@ -663,6 +601,12 @@ def write_json(content, file):
     file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
+def write_split(films, side, folder, note):
+    """Write split.csv; side: the column that tells who was held out."""
+    columns = ["path", "label", "patient_id", side, "group", "film_sha256"]
+    write_table(films[columns], folder / "split.csv", note)
+
+
 def write_leaks(films, folder):
     """Write leaks.csv, if there are any: validation films left out, and what they show of the training side."""
     leaks = films[films["trained_on"] != ""]
@@ -671,74 +615,118 @@ def write_leaks(films, folder):
         write_table(leaks[["path", "label", "patient_id", "trained_on"]], folder / "leaks.csv")
 
 
-def write_run(folder, settings, films, images, model, weights, history, predictions, maps, console):
-    """Write all files of a run, then give their folder its name, and remove the checkpoint."""
-    notes = ["synthetic phantoms"] * is_synthetic(films) + [weights["origin"]] * (not weights["pretrained"])
-    note, facts = "; ".join(notes), describe_model(model, settings)
-    results = score(predictions, maps, films, settings) | {"note": note}
-    truth = predictions["label"].eq("malignant").to_numpy(int), predictions["probability"].to_numpy()
-    band = metrics.compute_roc_band(*truth, films.loc[predictions.index, "group"].to_numpy(), settings.SEED)
-    cases = select_cases(predictions, settings.THRESHOLD)
-    maps = dict(zip(predictions.index, maps, strict=True))
-    figures = {
-        "training_curves": draw_training_curves(history),
-        "confusion_matrix": draw_confusion_matrix(predictions, results),
-        "roc_curve": draw_roc_curve(predictions, results, band),
-        "grad_cam_example": draw_cases(cases, films, images, maps),
-    }
-    title = "{backbone}, top {unfrozen_layers} of {layers} layers trained".format(**facts)
-    columns = ["path", "label", "patient_id", "split", "group", "film_sha256"]
+@contextlib.contextmanager
+def make_folder(folder):
+    """A new folder, which takes the place of `folder` and of its checkpoint once all files are written."""
+    new = name_unfinished(folder) / f"new-{os.getpid()}"
     with explain_write_errors(folder):
-        new = name_unfinished(folder) / f"new-{os.getpid()}"
         shutil.rmtree(new, ignore_errors=True)
-        (new / "gradcam").mkdir(parents=True)
-        write_table(films[columns], new / "split.csv", note)
-        write_table(history.drop(columns="seconds"), new / "history.csv", note)
-        write_table(predictions, new / "predictions.csv", note)
-        write_leaks(films, new)
-        write_json(results, new / "metrics.json")
-        for name, figure in figures.items():
-            write_figure(figure, new / f"{name}.png", title, note)
-        for case in cases.itertuples():
-            figure = draw_cases(cases.loc[[case.Index]], films, images, maps, [case.outcome], columns=1, panel=3.3)
-            stem = re.sub(r"[^\w.-]", "_", Path(case.path).stem)[:100]
-            name = f"{case.outcome}_{case.number + 1:02d}_{stem}.png"
-            write_figure(figure, new / "gradcam" / name, f"{title}\n{case.path}", note)
-        # without the optimizer, which would be two thirds of the file
-        keras.Model(model.inputs[0], model.output, name=model.name).save(new / "model.keras")
-        write_json(describe_run(settings, films, facts, weights, history, note, console), new / "settings.json")
+        new.mkdir(parents=True)
+        yield new
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     shutil.rmtree(name_unfinished(folder), ignore_errors=True)
     log.info("finished: %s", shorten(folder))
 
 
-def describe_run(settings, films, facts, weights, history, note, console):
-    """The content of settings.json: what was asked for, and what the films, the model and the machine are."""
+def write_results(folder, settings, films, images, predictions, maps, title, note):
+    """Write what is the same for one fold and for all: predictions, metrics, their figures and the overlays."""
+    (folder / "gradcam").mkdir(parents=True)
+    results, scores = score(predictions, maps, films, settings) | {"note": note}, list_scores(predictions, films)
+    write_table(predictions, folder / "predictions.csv", note)
+    write_json(results, folder / "metrics.json")
+    np.save(folder / "maps.npy", maps)
+    cases = select_cases(predictions, settings.THRESHOLD)
+    maps = dict(zip(predictions.index, maps, strict=True))
+    for name, figure in (
+        ("confusion_matrix", draw_confusion_matrix(predictions, results)),
+        ("roc_curve", draw_roc_curve(scores, results, settings.SEED)),
+        ("calibration", draw_calibration(scores, results)),
+        ("grad_cam_example", draw_cases(cases, films, images, maps)),
+    ):
+        write_figure(figure, folder / f"{name}.png", title, note)
+    for case in cases.itertuples():
+        figure = draw_cases(cases.loc[[case.Index]], films, images, maps, [case.outcome], columns=1, panel=3.3)
+        stem = re.sub(r"[^\w.-]", "_", Path(case.path).stem)[:100]
+        name = f"{case.outcome}_{case.number + 1:02d}_{stem}.png"
+        write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note)
+
+
+def write_run(folder, settings, films, images, fingerprints, model, weights, history, results, console):
+    """Write all files of a run, then give their folder its name, and remove the checkpoint."""
+    notes = ["synthetic phantoms"] * is_synthetic(films) + [weights["origin"]] * (not weights["pretrained"])
+    note, facts = "; ".join(notes), describe_model(model, settings)
+    title = "{backbone}, top {unfrozen_layers} of {layers} layers trained".format(**facts)
+    with make_folder(folder) as new:
+        for side, (predictions, maps) in results.items():
+            place = new / "test" if side == "test" else new
+            write_results(place, settings, films, images, predictions, maps, title, note)
+        write_figure(draw_training_curves(history), new / "training_curves.png", title, note)
+        write_table(history.drop(columns="seconds"), new / "history.csv", note)
+        write_split(films, "split", new, note)
+        write_leaks(films, new)
+        np.save(new / "fingerprints.npy", fingerprints)
+        # without the optimizer, which would be two thirds of the file
+        keras.Model(model.inputs[0], model.output, name=model.name).save(new / "model.keras")
+        recorded = describe_run(settings, films, console) | {"note": note, "title": title, "model": facts}
+        recorded |= {"weights": weights, "seconds": {"training": round(history["seconds"].iloc[-1], 1)}}
+        write_json(recorded, new / "settings.json")
+        write_summary(new)
+    fold = films["fold"][films["split"].eq("validation")].iloc[0]
+    if settings.FOLD == "all" and fold and (left := FOLDS - 1 - int(fold)):
+        minutes = left * history["seconds"].max() / 60
+        log.info("%d of %d folds are left: about %.1f minutes of training", left, FOLDS, minutes)
+
+
+def describe_run(settings, films, console):
+    """What settings.json tells of the constants, the films, the machine and the run."""
     sides = films.groupby(["split", "label"])["patient_id"].agg(["size", "nunique"])
-    pictures = films[["film_sha256", "label"]].sort_values(["film_sha256", "label"]).to_csv(index=False)
-    collection = {"sha256": hashlib.sha256(pictures.encode()).hexdigest(), "images": len(films),
-                  "patients": films["patient_id"].nunique(), "duplicates": int(films["duplicate"].sum()),
+    collection = {"images": len(films), "patients": films["patient_id"].nunique(),
+                  "duplicates": int(films["duplicate"].sum()),
                   "depths": films.groupby("container")["depth"].first().to_dict()}
     collection |= {name: films[name].value_counts().to_dict() for name in ("patient_from", "format", "left_out")}
     modules = (tf, keras, np, scipy, pd, matplotlib, sklearn, cv2)
-    versions = {module.__name__: module.__version__ for module in modules}
     started = console.buffer[0].created
     return {
-        "note": note,
         "constants": {name: shorten(value) if isinstance(value, Path) else value
                       for name, value in settings._asdict().items()},
-        "model": facts,
-        "weights": weights,
         "collection": collection,
         "split": {"given": bool(films["fold"].eq("").all())} | {
             f"{side}, {label}": f"{size} films of {patients} patients"
             for (side, label), (size, patients) in sides.iterrows()},
-        "versions": {"python": platform.python_version()} | versions,
+        "versions": {"python": platform.python_version()} | {
+            module.__name__: module.__version__ for module in modules},
         "device": describe_device(),
-        "seconds": {"training": round(history["seconds"].iloc[-1], 1), "total": round(time.time() - started, 1)},
         "console": [f"{record.created - started:7.1f} s  {record.getMessage()}" for record in console.buffer],
     }
+
+
+def pool_folds(folders, films, images, fingerprints, settings):
+    """The folder of the one result of all folds: every patient scored by the model that held it out.
+
+    films, images, fingerprints: those of all folds. A single folder is its own result.
+    """
+    if len(folders) == 1:
+        return folders[0]
+    digest = hashlib.sha256("".join(folder.name for folder in folders).encode()).hexdigest()
+    folder = folders[0].with_name(f"{folders[0].name.rpartition('-')[0]}-all-{digest[:6]}")
+    if is_complete(folder):
+        return folder
+    parts = [pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False) for part in folders]
+    predictions = pd.concat(parts).drop(columns="note", errors="ignore").astype({"probability": float})
+    predictions.index = pd.Index(films["path"]).get_indexer(predictions["path"])
+    predictions["fold"] = films["fold"]
+    maps = np.concatenate([np.load(part / "maps.npy") for part in folders])
+    recorded = json.loads((folders[-1] / "settings.json").read_text("utf-8"))
+    recorded["constants"]["FOLD"], recorded["folds"] = "all", [part.name for part in folders]
+    note = recorded["note"]
+    with make_folder(folder) as new:
+        write_results(new, settings, films, images, predictions, maps, f"{recorded['title']}, all folds", note)
+        write_split(films, "fold", new, note)
+        np.save(new / "fingerprints.npy", fingerprints)
+        write_json(recorded, new / "settings.json")
+        write_summary(new)
+    return folder
 
 
 # ---- after a run -------------------------------------------------------------------------------
@@ -750,22 +738,94 @@ def compare(output_dir):
         comparison.compare(output_dir)
 
 
-def predict(run, film, lesion_box=""):
-    """(probability, overlay) of one new film: P(malignant), and its Grad-CAM, uint8 (224, 224, 3) RGB.
+def load_run(run):
+    """(folder, models, recorded) of a run: its folder, its model.keras, or the folder of all folds (five models).
 
-    run: the folder of a run, or its model.keras; film: a file. Paths count from the working directory. The film
-    is read and cropped as in training; lesion_box is needed with CROP = "lesion" only. Raises UserError where
-    the film, the model or the settings.json beside it cannot be read.
+    recorded: its settings.json. A path counts from the working directory. Raises UserError.
     """
-    run, film = (Path(os.path.abspath(os.path.expanduser(path))) for path in (run, film))
-    file = run / "model.keras" if run.is_dir() else run
+    run = Path(os.path.abspath(os.path.expanduser(run)))
+    folder = run if run.is_dir() else run.parent
     try:
-        settings = json.loads(file.with_name("settings.json").read_text("utf-8"))
-        crop, threshold = settings["constants"]["CROP"], settings["constants"]["THRESHOLD"]
-        model = keras.models.load_model(file, safe_mode=True)
+        recorded = json.loads((folder / "settings.json").read_text("utf-8"))
+        files = [folder.with_name(name) / "model.keras" for name in recorded.get("folds", [folder.name])]
+        return folder, [keras.models.load_model(file, safe_mode=True) for file in files], recorded
     except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{file} and the settings.json beside it cannot be loaded ({error}).") from error
-    image, _ = reading.read_image(film, crop, lesion_box, settings["collection"]["depths"])
-    pixels = np.repeat(image[None, ..., None], 3, axis=-1).astype(np.float32)
-    probabilities, maps = make_gradcam(model, threshold)(pixels)
-    return float(probabilities[0]), overlay_map(image, maps[0].numpy())
+        raise UserError(f"{run} and the settings.json in its folder cannot be loaded ({error}).") from error
+
+
+def predict(run, films, overlays=None, lesion_boxes=None):
+    """Table of new films: path, probability (of malignancy), predicted, reason (why a film cannot be read).
+
+    run: see load_run; films: a file, a list of files, or a folder, whose files are all taken. They are read and
+    cropped as in training; lesion_boxes, a dict of paths, is needed with CROP = "lesion" only. overlays: a folder
+    for Grad-CAM overlays, <number of the row>_<name>.png. Paths count from the working directory.
+    """
+    open_console()
+    _, models, recorded = load_run(run)
+    constants, depths = recorded["constants"], recorded["collection"]["depths"]
+    boxes = {os.path.abspath(path): box for path, box in (lesion_boxes or {}).items()}
+    paths, rows = list_images(films), []
+
+    def read(path):
+        try:
+            return reading.read_image(path, constants["CROP"], boxes.get(str(path), ""), depths)[0], ""
+        except UserError as error:
+            return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), str(error)
+
+    explain = make_explainer(models, constants["THRESHOLD"])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        read_ahead = pool.map(read, paths)
+        while batch := list(itertools.islice(read_ahead, constants["BATCH_SIZE"])):
+            images, reasons = zip(*batch, strict=True)
+            for image, reason, probability, cam in zip(images, reasons, *explain(np.stack(images)), strict=True):
+                path = paths[len(rows)]
+                if overlays and not reason:
+                    write_overlay(overlay_map(image, cam), Path(overlays) / f"{len(rows):05d}_{path.stem}.png")
+                rows.append((str(path), np.nan if reason else probability, reason))
+            log.info("%d of %d films", len(rows), len(paths))
+    table = pd.DataFrame(rows, columns=["path", "probability", "reason"])
+    calls = np.take(CLASSES, table["probability"] >= constants["THRESHOLD"])
+    table.insert(2, "predicted", np.where(table["reason"] == "", calls, ""))
+    return table
+
+
+def validate(run, data_dir):
+    """Score a second labelled collection with a run; returns the folder <run>-on-<collection> beside the run's.
+
+    data_dir: any layout that DATA_DIR takes; it counts from the working directory. Films that show a patient or a
+    picture that the run was trained on are left out (leaks.csv).
+    """
+    console = open_console()
+    source, models, recorded = load_run(run)
+    data_dir = Path(os.path.abspath(os.path.expanduser(data_dir)))
+    trained_on = recorded["constants"]["DATA_DIR"]
+    if not {*Settings._fields} <= {*recorded["constants"]} or not (source / "fingerprints.npy").is_file():
+        raise UserError(f"{source} was made by an older version: delete it and run its script again.")
+    constants = {name: recorded["constants"][name] for name in Settings._fields}
+    settings = Settings(**constants | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent})
+    films = find_films(data_dir).assign(split="validation")
+    films, images, fingerprints = read_films(films, data_dir, settings.CROP, settings.OUTPUT_DIR)
+    unknown = films["patient_from"] == "unknown"  # named by their path, which may be that of another film there
+    films["patient_id"] = films["patient_id"].mask(unknown, f"{data_dir.name}/" + films["patient_id"])
+    seen = pd.read_csv(source / "split.csv", dtype=str, keep_default_na=False).assign(left_out="")
+    rows = np.flatnonzero(seen.get("split", pd.Series("train", seen.index)) == "train")  # of all folds, all films
+    both = pd.concat([films, seen.iloc[rows].assign(split="train")], ignore_index=True)
+    prints = np.concatenate([fingerprints, np.load(source / "fingerprints.npy")[rows]])
+    films = split_patients(group_duplicates(both, prints), None, settings.SEED).iloc[: len(films)]
+    write_leaks(films, settings.OUTPUT_DIR)
+    check_sides(films, ["validation"])
+    predictions, maps = evaluate(models, images, films, settings)["validation"]
+    notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]
+    note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
+    folder = source.with_name(f"{source.name}-on-{data_dir.name}")
+    recorded |= describe_run(settings, films, console) | {"note": note, "title": title}
+    recorded["constants"]["TRAINED_ON"] = trained_on
+    with make_folder(folder) as new:
+        write_results(new, settings, films, images, predictions, maps, title, note)
+        write_split(films, "split", new, note)
+        write_leaks(films, new)
+        write_json(recorded, new / "settings.json")
+        write_summary(new)
+    show_results(folder)
+    compare(settings.OUTPUT_DIR)
+    return folder

@@ -15,13 +15,13 @@ import keras
 DATA_DIR = "data/phantoms"  # or the folder of your mammograms: see data/README.md for its layout
 OUTPUT_DIR = "outputs"  # every run gets a folder of its own in here
 CROP = "breast"  # what is cut out of a film: "breast", "lesion" (labels.csv needs lesion_box) or None
-FOLD = 0  # which fifth of the patients is held out: 0, 1, 2, 3 or 4
+FOLD = 0  # which fifth of the patients is held out: 0, 1, 2, 3 or 4; or "all", one after the other
 # model
 WEIGHTS = "imagenet"  # or None for random weights, or the path of a weights file without top layers
 UNFROZEN_FRACTION = 0.5  # share of the backbone's layers that trains: the top 0.5, 0.6, 0.7; any in (0, 1]
 # training
 LEARNING_RATE = 1e-4  # of Adam; vgg16.py takes half: without batch norm, larger steps unsettle it
-EPOCHS = 7  # the weights of the last one are kept
+EPOCHS = 7  # the weights that are kept are an average over about the last one
 BATCH_SIZE = 13  # films a step; fewer where memory is short
 SEED = 0  # of the split, the new weights, the order, the augmentation and the dropout
 MIXED_PRECISION = "auto"  # 16-bit floats: where all GPUs have tensor cores; or True or False
@@ -41,18 +41,22 @@ def main():
     films = common.find_films(settings.DATA_DIR)
     common.check_folds(films)
     films, images, fingerprints = common.read_films(films, settings.DATA_DIR, settings.CROP, settings.OUTPUT_DIR)
-    films = common.group_duplicates(films, fingerprints)
-    films = common.split_patients(films, settings.FOLD, settings.SEED)
-    common.write_leaks(films, settings.OUTPUT_DIR)
-    common.check_sides(films)
-    backbone, weights = common.load_backbone(build_backbone, films, settings)
-    model = common.build_model(backbone, weights, settings)
-    folder = common.name_run(settings, films, model, weights)
-    if not common.is_complete(folder):
-        training, validation, steps = common.make_datasets(images, films, settings)
-        history = common.train(model, training, validation, steps, settings, folder)
-        predictions, maps = common.evaluate(model, validation, films, settings)
-        common.write_run(folder, settings, films, images, model, weights, history, predictions, maps, console)
+    films, folders = common.group_duplicates(films, fingerprints), []
+    for fold in common.list_folds(films, settings, console):
+        split = common.split_patients(films, fold, settings.SEED)
+        common.write_leaks(split, settings.OUTPUT_DIR)
+        common.check_sides(split)
+        backbone, weights = common.load_backbone(build_backbone, split, settings)
+        model = common.build_model(backbone, weights, settings)
+        folder = common.name_run(settings, split, model, weights)
+        if not common.is_complete(folder):
+            training, validation, steps = common.make_datasets(images, split, settings)
+            history = common.train(model, training, validation, steps, settings, folder)
+            results = common.evaluate([model], images, split, settings)
+            common.write_run(folder, settings, split, images, fingerprints, model, weights, history, results,
+                             console)
+        folders.append(folder)
+    folder = common.pool_folds(folders, split, images, fingerprints, settings)
     common.show_results(folder)
     common.compare(settings.OUTPUT_DIR)
     return folder

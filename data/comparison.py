@@ -4,43 +4,45 @@ import json
 import math
 import os
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pandas as pd
 
-from data import log, metrics
+from data import log, metrics, replace
 from data.films import CLASSES
+from data.metrics import with_interval
 
 
-def with_interval(results, name):
-    """A metric with its interval: 0.71 [0.64, 0.78]."""
-    return "{:.2f} [{:.2f}, {:.2f}]".format(results[name], *results["ci95"][name])
+def read_run(folder, place):
+    """(row, films) of a run: its row of runs.csv, and its held-out films. Raises whatever is wrong with it.
 
-
-def read_run(folder):
-    """(row, films) of a run: its row of runs.csv, and its held-out films. Raises whatever is wrong with it."""
-    settings, results = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("settings", "metrics"))
-    films, split = (pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
-                    for name in ("predictions", "split"))
+    place: where its results lie, the folder itself or the folder of its test side.
+    """
+    settings, results = (json.loads(file.read_bytes())
+                         for file in (folder / "settings.json", place / "metrics.json"))
+    films, split = (pd.read_csv(file, dtype=str, keep_default_na=False)
+                    for file in (place / "predictions.csv", folder / "split.csv"))
     constants = {"THRESHOLD": results["threshold"]} | settings["constants"]
     constants |= settings.get("augmentation", {}) | settings.get("head", {})  # of older versions
-    row = {"run": folder.name, "note": settings["note"], "backbone": settings["model"]["backbone"]}
+    side = results.get("side", "validation")
+    row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
     row |= {name: str(value).removesuffix(".0") for name, value in constants.items()}  # 1 and 1.0 are one setting
     row["FOLD"] = "given split" if settings["split"].get("given") else row["FOLD"]
     for name, (low, high) in results["ci95"].items():
         row |= {name: results[name], f"{name}_low": low, f"{name}_high": high}
     row["minutes"] = settings["seconds"].get("total", sum(settings["seconds"].values())) / 60
-    row["weights"], row["link"] = settings["weights"]["sha256"], quote(folder.name)
+    row["weights"] = settings["weights"]["sha256"]
+    row["link"] = quote(place.relative_to(folder.parent).as_posix())
     row["films"] = f"{len(split)} films of {split['patient_id'].nunique()} patients"
     known = pd.util.hash_pandas_object(split.filter(["path", "label", "film_sha256"]), index=False)
-    row["section"] = f"{known.sum()}, SEED {row['SEED']}, {row['FOLD'] == 'given split'}"
+    row["section"] = f"{known.sum()}, SEED {row['SEED']}, {row['FOLD'] == 'given split'}, {side == 'test'}"
     films = films.merge(split[["path", "group"]], on="path", validate="1:1")
     films["malignant"] = films["label"].map(CLASSES.index)
     if films["malignant"].nunique() < 2:
         raise ValueError("a class is missing in predictions.csv")
     films["probability"] = films["probability"].astype(float)
     films["seed"], films["threshold"] = int(row["SEED"]), float(row["THRESHOLD"])
-    return row, films.assign(run=row["link"], fold=row["FOLD"])
+    return row, films.assign(run=row["link"], fold=films.get("fold", row["FOLD"]))  # FOLD "all" has a column
 
 
 def pool(runs, films):
@@ -67,7 +69,7 @@ def draw_metric(results, name):
             f'<path stroke-width="2" d="M{low} 4H{high}"/><circle cx="{value}" cy="4" r="3"/></svg>')
 
 
-def show_section(runs, films, names):
+def show_section(runs, films, names, output_dir):
     """Runs on the same films and folds as HTML: a row for each setting (columns `names`), the best first."""
     groups = [(group, *pool(group["link"], films)) for _, group in runs.groupby([*names, "weights"])]
     groups.sort(key=lambda group: -group[2]["auc"])
@@ -81,15 +83,16 @@ def show_section(runs, films, names):
             row["best minus this"] = subtract_aucs(groups[0][1], held_out, pairs) if table else ""
         for name in ("accuracy", "precision", "recall", "f1", "specificity"):
             row[name] = draw_metric(results, name)
-        folds, patients = ", ".join(sorted(group["FOLD"].unique())), held_out["patient_id"].nunique()
+        folds, patients = ", ".join(held_out["fold"].unique()), held_out["patient_id"].nunique()
         table.append(row | {"folds": folds, "films": len(held_out), "patients": patients})
         details.append(f"<h3 id='{last['link']}'>{setting}</h3>")
         for run in group.itertuples():
             details.append(f'<p><a href="{run.link}/">{run.run}</a>, fold: {run.FOLD} <mark>{run.note}</mark></p>')
             details += [f'<img src="{run.link}/{name}.png" alt="{name} of {run.run}" loading="lazy">'
-                        for name in ("confusion_matrix", "roc_curve", "training_curves", "grad_cam_example")]
+                        for name in ("confusion_matrix", "roc_curve", "training_curves", "grad_cam_example")
+                        if (output_dir / unquote(run.link) / f"{name}.png").exists()]
     return "\n".join([
-        f"<h2>{Path(last['DATA_DIR']).name}: {last['films']}</h2>",
+        f"<h2>{Path(last['DATA_DIR']).name}: {last['films']}{', test side' * (last['side'] == 'test')}</h2>",
         *(f"<p><mark>{note}</mark></p>" for note in runs["note"].unique() if note),
         f"<p>All settings: {', '.join(last[names][~differs])}, SEED {last['SEED']}.</p>" + BEST * (pairs > 0),
         pd.DataFrame(table).to_html(index=False, escape=False),
@@ -102,7 +105,8 @@ def compare(output_dir):
     found = []
     for file in sorted(output_dir.glob("[!.]*/settings.json"), key=os.path.getmtime):
         try:
-            found.append(read_run(file.parent))
+            places = [file.parent, *file.parent.glob("test")]
+            found += [read_run(file.parent, place) for place in places]
         except Exception as error:  # whatever is wrong with one folder, the others are shown
             log.warning("left out of the comparison: %s (%r)", file.parent.name, error)
     if not found:
@@ -114,11 +118,11 @@ def compare(output_dir):
     texts["WEIGHTS"] = texts.groupby(["section", "weights"])["WEIGHTS"].transform("last")  # one text a file
     texts[names] = texts[names].radd([f"{name} " for name in names])
     names = ["backbone", *names]
-    sections = [show_section(section, films, names) for _, section in texts.groupby("section", sort=False)]
+    sections = [show_section(section, films, names, output_dir)
+                for _, section in texts.groupby("section", sort=False)]
     for name, text in (("runs.csv", runs.to_csv(index=False)), ("report.html", PAGE + "\n".join(sections))):
-        partial = output_dir / f".{name}.{os.getpid()}"
-        partial.write_text(text, "utf-8", newline="")
-        partial.replace(output_dir / name)
+        with replace(output_dir / name) as temporary:
+            temporary.write_text(text, "utf-8", newline="")
 
 
 BEST = """<p>The best was picked on these patients: its figures are optimistic. A difference is that of two

@@ -44,8 +44,9 @@ def written(tmp_path, monkeypatch):
                             lambda figure, file, **options: figures.update({file.name: figure}))
         folder = tmp_path / "outputs" / "tiny-unfrozen50-aaaaaa"
         folder.with_name(f".{folder.name}").mkdir(parents=True)
-        common.write_run(folder, settings, films, images, model, weights, history, predictions,
-                         rng.random((len(held_out), 7, 7), np.float32), console)
+        results = {"validation": (predictions, rng.random((len(held_out), 7, 7), np.float32))}
+        common.write_run(folder, settings, films, images, np.zeros((50, 2, 24, 23), np.complex64), model, weights,
+                         history, results, console)
         return folder, predictions, figures
 
     yield write
@@ -80,7 +81,7 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     expected = common.select_cases(predictions, common.THRESHOLD)
     texts = read_texts(figures["grad_cam_example.png"])
     assert {f"P(malignant) {p:.2f}" for p in expected["probability"]} <= set(texts)
-    assert len(figures) == 4 + len(expected)
+    assert len(figures) == 5 + len(expected)
 
 
 def test_each_case_is_shown_with_its_own_film_and_boxes(written):

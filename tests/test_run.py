@@ -1,5 +1,8 @@
 """A run from the outside: its constants, its name, its films, its folder, and where it is started from."""
+import contextlib
+import io
 import json
+import logging.handlers
 import os
 import re
 import shutil
@@ -11,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.metrics
 from conftest import REPOSITORY
 from tiny import (build_tiny, common, copy_program, finish_process, finish_run, import_tiny, make_films, prepare,
                   read_results, read_until, start_process, write_tiny)
 
 import resnet50
 import vgg16
+from data import metrics
 
 # ---- constants ---------------------------------------------------------------------------------
 
@@ -204,6 +209,81 @@ def test_copies_of_a_film_are_on_one_side_of_the_split():
     assert split.groupby("patient_id")["split"].nunique().max() == 1
 
 
+# ---- all folds ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def all_folds(tmp_path_factory, phantoms):
+    """(script, folder, console) of a tiny run with FOLD "all", one of whose folds had been run alone."""
+    place = tmp_path_factory.mktemp("all")
+    phantoms["make_phantoms"](place / "films", benign=6, malignant=6)
+    script, console = import_tiny(place, place / "films", FOLD=3, EPOCHS=1), io.StringIO()
+    with contextlib.redirect_stdout(console):
+        alone = script.main()
+        script.FOLD = "all"
+        folder = script.main()
+    return script, alone, folder, console.getvalue()
+
+
+def test_all_folds_hold_every_patient_out_once_and_are_runs_of_their_own(all_folds):
+    _, alone, folder, console = all_folds
+    assert re.fullmatch(r"tiny-unfrozen50-all-[0-9a-f]{6}", folder.name)
+    assert console.count("finished: ") == 6, "the fold that was complete is not trained again"
+    assert "4 of 5 folds are left" in console
+    runs = [path for path in folder.parent.glob("tiny*") if path != folder]
+    assert len(runs) == 5
+    predictions = pd.read_csv(folder / "predictions.csv")
+    parts = {str(table["path"].sort_values().tolist()): table for table in
+             (pd.read_csv(run / "predictions.csv") for run in runs)}
+    assert len(predictions) == 24
+    assert predictions["path"].is_unique
+    for fold, table in predictions.groupby("fold"):
+        part = parts.pop(str(table["path"].sort_values().tolist()))
+        assert table["probability"].tolist() == part["probability"].tolist()
+        assert fold != 3 or part["path"].tolist() == pd.read_csv(alone / "predictions.csv")["path"].tolist()
+    assert not parts
+    split = pd.read_csv(folder / "split.csv").set_index("path")
+    assert split["fold"][predictions["path"]].tolist() == predictions["fold"].tolist()
+    assert split.groupby("patient_id")["fold"].nunique().max() == 1
+
+
+def test_the_result_of_all_folds_pools_counts_and_averages_aucs(all_folds):
+    _, _, folder, console = all_folds
+    results = json.loads((folder / "metrics.json").read_text("utf-8"))
+    predictions = pd.read_csv(folder / "predictions.csv").merge(pd.read_csv(folder / "split.csv"), on="path")
+    truth, scores = predictions["label_x"].eq("malignant").to_numpy(int), predictions["probability"].to_numpy()
+    expected = metrics.measure(truth, scores, predictions["group"], 0, common.THRESHOLD, predictions["fold_x"])
+    assert {name: results[name] for name in expected} == expected
+    aucs = [sklearn.metrics.roc_auc_score(truth[rows], scores[rows])
+            for rows in predictions.groupby("fold_x").indices.values()]
+    assert results["auc"] == pytest.approx(np.mean(aucs))
+    assert results["validation_patients"] == 12
+    assert f"AUC {results['auc']:.2f}".lower() in re.sub(" +", " ", console)
+    for name in ("confusion_matrix.png", "roc_curve.png", "grad_cam_example.png"):
+        assert (folder / name).is_file()
+    settings = json.loads((folder / "settings.json").read_text("utf-8"))
+    assert settings["constants"]["FOLD"] == "all"
+    assert len(settings["folds"]) == 5
+
+
+def test_the_page_has_one_row_for_all_folds_and_a_second_call_trains_nothing(all_folds, capsys):
+    script, _, folder, _ = all_folds
+    assert script.main() == folder
+    assert "Epoch" not in capsys.readouterr().out
+    page = (folder.parent / "report.html").read_text("utf-8")
+    (row,) = re.findall(r"(?s)<tr>(.*?)</tr>", page.partition("<tbody>")[2])
+    cells = re.findall(r"<td>(.*?)</td>", row)
+    assert cells[-3:] == ["0, 1, 2, 3, 4", "24", "12"], "folds, films, patients"
+
+
+def test_a_given_split_has_no_folds_to_go_through(tmp_path):
+    settings, console = prepare(tmp_path, FOLD="all"), logging.handlers.BufferingHandler(10)
+    films = make_films([0, 1] * 5, held_out=4)
+    assert len(list(common.list_folds(films.assign(split=""), settings, console))) == 5
+    assert len(list(common.list_folds(films, settings, console))) == 1
+    assert list(common.list_folds(films.assign(split=""), settings._replace(FOLD=3), console)) == [3]
+
+
 # ---- start and end of a script -----------------------------------------------------------------
 
 
@@ -314,7 +394,7 @@ def test_a_notebook_keeps_its_plots_and_signals_and_sees_sentences(tmp_path):
     assert read_results(folder / "outputs")["history.csv"].count(b"\n") == 3
 
 
-# ---- one new film ------------------------------------------------------------------------------
+# ---- new films ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("crop", "box"), [(None, ""), ("breast", ""), ("lesion", "9:20:12:10")])
@@ -327,39 +407,153 @@ def test_predict_reads_a_film_as_training_does(film, tmp_path, monkeypatch, crop
     film(tmp_path / "film.png", top=4095, dtype=np.uint16)
     depths = {"16 bit PNG": 14}
     (tmp_path / "run" / "settings.json").write_text(json.dumps(
-        {"constants": {"CROP": crop, "THRESHOLD": 0.5}, "collection": {"depths": depths}}))
+        {"constants": {"CROP": crop, "THRESHOLD": 0.5, "BATCH_SIZE": 2}, "collection": {"depths": depths}}))
     monkeypatch.chdir(tmp_path)
     image, _ = common.reading.read_image(tmp_path / "film.png", crop, box, depths)
     assert image.max() < 70, "a quarter of the grey scale"
     pixels = np.repeat(image[None, ..., None], 3, axis=-1).astype(np.float32)
     for run in ("run", "run/model.keras"):
-        probability, overlay = common.predict(run, "film.png", box)
-        assert probability == pytest.approx(model.predict(pixels, verbose=0).item(), abs=1e-6)
+        table = common.predict(run, "film.png", "overlays", {"film.png": box})
+        assert table["path"].tolist() == [str(tmp_path / "film.png")]
+        assert table["probability"].item() == pytest.approx(model.predict(pixels, verbose=0).item(), abs=1e-6)
     expected = common.overlay_map(image, common.make_gradcam(model)(pixels)[1][0].numpy())
-    assert np.array_equal(overlay, expected)
+    assert np.array_equal(common.cv2.imread("overlays/00000_film.png")[..., ::-1], expected)
 
 
-def test_predict_names_what_it_cannot_read(film, tmp_path):
+def test_a_run_that_cannot_be_loaded_is_a_sentence(film, tmp_path):
     _, folder, _ = finish_run()
     film(tmp_path / "film.png")
-    for run, path, words in ((tmp_path / "old.h5", tmp_path / "film.png", r"old\.h5"),
-                             (tmp_path / "nothing", tmp_path / "film.png", "nothing"),
-                             (folder, tmp_path / "missing.png", "no file|No such file")):
-        with pytest.raises(common.UserError, match=words):
-            common.predict(run, path)
+    for run in (tmp_path / "old.h5", tmp_path / "nothing"):
+        with pytest.raises(common.UserError, match=run.name):
+            common.predict(run, tmp_path / "film.png")
     shutil.copy(folder / "model.keras", tmp_path)
     with pytest.raises(common.UserError, match=r"settings\.json"):
         common.predict(tmp_path / "model.keras", tmp_path / "film.png")
-    settings = json.loads((folder / "settings.json").read_text("utf-8"))
-    settings["constants"]["CROP"] = "lesion"
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(common.UserError, match="lesion_box"):
-        common.predict(tmp_path, tmp_path / "film.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(common.UserError, match="empty has no image"):
+        common.predict(folder, tmp_path / "empty")
 
 
-def test_predict_gives_what_the_run_gave():
+def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp_path):
     script, folder, _ = finish_run()
-    row = pd.read_csv(folder / "predictions.csv").iloc[0]
-    probability, overlay = common.predict(folder, Path(script.DATA_DIR) / row["path"])
-    assert probability == pytest.approx(row["probability"], abs=1e-6)
-    assert (overlay.dtype, overlay.shape) == (np.uint8, (224, 224, 3))
+    expected = pd.read_csv(folder / "predictions.csv").set_index("path")
+    for path in expected.index:
+        shutil.copy(Path(script.DATA_DIR) / path, tmp_path)
+    (tmp_path / "broken.png").write_text("no film")
+    (tmp_path / "notes.txt").write_text("no film either")
+    table = common.predict(folder, tmp_path, overlays=tmp_path / "overlays").set_index("path")
+    assert len(table) == len(expected) + 1
+    for path in expected.index:
+        row = table.loc[str(tmp_path / Path(path).name)]
+        assert row["probability"] == pytest.approx(expected["probability"][path], abs=1e-6)
+        assert (row["predicted"], row["reason"]) == (expected["predicted"][path], "")
+    broken = table.loc[str(tmp_path / "broken.png")]
+    assert np.isnan(broken["probability"]) and broken["predicted"] == "" and "OpenCV" in broken["reason"]
+    assert len(list((tmp_path / "overlays").iterdir())) == len(expected)
+    paths = [tmp_path / "missing.png", *sorted(tmp_path.glob("synthetic*"))[:2]]
+    listed = common.predict(folder, paths)
+    assert listed["path"].tolist() == list(map(str, paths))
+    assert (listed["reason"] == "").tolist() == [False, True, True]
+
+
+def test_predict_with_all_folds_is_the_mean_logit_of_their_models(all_folds):
+    script, _, folder, _ = all_folds
+    path = Path(script.DATA_DIR) / pd.read_csv(folder / "predictions.csv")["path"][0]
+    names = json.loads((folder / "settings.json").read_text("utf-8"))["folds"]
+    single = np.array([common.predict(folder.with_name(name), path)["probability"].item() for name in names])
+    assert len(set(single)) == 5
+    logit = np.log(single / (1 - single)).mean()
+    assert common.predict(folder, path)["probability"].item() == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+
+
+# ---- another collection ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """(run, folder, console) of the tiny run on 20 films of noise, 2 copies of training films, 1 patient of it."""
+    _, run, _ = finish_run()
+    place, rng = tmp_path_factory.mktemp("elsewhere") / "other", np.random.default_rng(0)
+    place.mkdir()
+    split = pd.read_csv(run / "split.csv")
+    trained = split[split["split"] == "train"].reset_index(drop=True)
+    rows = [(f"{number}.png", common.CLASSES[number % 2], f"new {number // 2}") for number in range(20)]
+    rows.append(("known.png", "benign", trained["patient_id"][0]))
+    for name, *_ in rows:
+        noise = common.cv2.resize(rng.random((20, 20)), (200, 240), interpolation=common.cv2.INTER_CUBIC)
+        assert common.cv2.imwrite(str(place / name), (noise.clip(0, 1) * 255).astype(np.uint8))
+    films = Path(finish_run()[0].DATA_DIR)
+    for number, path in enumerate(trained["path"][5:7]):
+        image = common.cv2.imread(str(films / path), common.cv2.IMREAD_UNCHANGED)
+        assert common.cv2.imwrite(str(place / f"copy{number}.png"), image[::-1, ::-1])
+        rows.append((f"copy{number}.png", "malignant", f"renamed {number}"))
+    pd.DataFrame(rows, columns=["path", "label", "patient_id"]).to_csv(place / "labels.csv", index=False)
+    shutil.copytree(run, place.parent / "outputs" / run.name)
+    console = io.StringIO()
+    with contextlib.redirect_stdout(console):
+        folder = common.validate(place.parent / "outputs" / run.name, place)
+    return run, folder, console.getvalue()
+
+
+def test_validation_on_other_films_leaves_out_what_was_trained_on(validated):
+    run, folder, _ = validated
+    assert folder.name == f"{run.name}-on-other"
+    leaks = pd.read_csv(folder / "leaks.csv")
+    assert sorted(leaks["path"]) == ["copy0.png", "copy1.png", "known.png"]
+    trained = pd.read_csv(run / "split.csv").query("split == 'train'")
+    assert set(leaks["trained_on"]) <= set(trained["path"])
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert sorted(predictions["path"]) == sorted(f"{number}.png" for number in range(20))
+    single = common.predict(run, [folder.parent.parent / "other" / path for path in predictions["path"]])
+    assert np.allclose(single["probability"], predictions["probability"], atol=1e-6)
+
+
+def test_validation_on_other_films_is_a_result_of_its_own(validated):
+    run, folder, console = validated
+    results = json.loads((folder / "metrics.json").read_text("utf-8"))
+    assert (results["validation_images"], results["validation_patients"]) == (20, 10)
+    assert results["per_patient"]["confusion_matrix"] is not None
+    for name in ("roc_curve.png", "confusion_matrix.png", "calibration.png", "grad_cam_example.png", "summary.md"):
+        assert (folder / name).is_file()
+    assert "20 held-out films of 10 patients" in console
+    runs = pd.read_csv(folder.parent / "runs.csv").set_index("run")
+    assert runs["auc"][folder.name] == pytest.approx(results["auc"])
+    assert folder.name in (folder.parent / "report.html").read_text("utf-8")
+    settings = json.loads((folder / "settings.json").read_text("utf-8"))
+    assert settings["constants"]["TRAINED_ON"] == json.loads(
+        (run / "settings.json").read_text("utf-8"))["constants"]["DATA_DIR"]
+
+
+# ---- a test side, and the summary --------------------------------------------------------------
+
+
+def test_a_test_side_is_scored_apart_from_validation(collection, tmp_path):
+    data = collection(split=np.repeat(["train", "val", "test"], [14, 8, 8]))
+    shutil.copy(data / "15.png", data / "29.png")  # of the validation side: tuned on
+    folder = import_tiny(tmp_path, data, EPOCHS=1, WEIGHTS=None).main()
+    split = pd.read_csv(folder / "split.csv").set_index("path")["split"]
+    validation, test = (pd.read_csv(place / "predictions.csv") for place in (folder, folder / "test"))
+    assert sorted(validation["path"]) == sorted(split.index[split == "validation"])
+    assert sorted(test["path"]) == sorted(split.index[split == "test"]) != []
+    assert "29.png" in set(pd.read_csv(folder / "leaks.csv")["path"])
+    results = json.loads((folder / "test" / "metrics.json").read_text("utf-8"))
+    assert (results["side"], results["validation_images"]) == ("test", len(test))
+    runs = pd.read_csv(folder.parent / "runs.csv")
+    assert sorted(runs["side"]) == ["test", "validation"]
+    assert "test side" in (folder.parent / "report.html").read_text("utf-8")
+
+
+def test_the_summary_says_what_the_tables_say(all_folds):
+    _, alone, folder, _ = all_folds
+    for place, words in ((alone, "held out, stratified by class"), (folder, "held out once, from one of five")):
+        text = (place / "summary.md").read_text("utf-8")
+        results = json.loads((place / "metrics.json").read_text("utf-8"))
+        flat = " ".join(text.split())
+        assert words in flat
+        for source in (results, results["per_patient"]):
+            assert common.with_interval(source, "auc") in text
+        for phrase in ("24 mammograms of 12 patients", "Adam with a learning rate of 5e-05", "exponential moving",
+                       "in 1 epochs with batches of 13", "not for clinical use", "random weights",
+                       f"Keras {common.keras.__version__}", "brightness shifted by up to 10%"):
+            assert phrase in flat
+        assert "{" not in text

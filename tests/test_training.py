@@ -1,4 +1,5 @@
 """What an epoch shows, what augmentation does, and runs that are killed, stopped, spread over devices or fail."""
+import gc
 import os
 import resource
 import shutil
@@ -170,7 +171,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
     plain, script = write_program(tmp_path / "plain"), write_program(tmp_path / "killed")
     undisturbed = start_process([plain], plain.parent)
     outputs, code, settings = (script.parent / name for name in ("outputs", "common.py", "keras/keras.json"))
-    text = code.read_text("utf-8")
+    text, reading = code.read_text("utf-8"), script.parent / "data" / "reading.py"
     settings.parent.mkdir()
     settings.write_text('{"backend": "jax", "image_data_format": "channels_first", "floatx": "float16",'
                         ' "epsilon": 1e-3}')
@@ -185,7 +186,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
     killed.wait()
     assert not list(outputs.glob("[!.]*/")), "no folder before the run is complete"
 
-    code.write_text(edit(text, {"CASES": 3}), "utf-8")  # a number of the code: another run
+    reading.write_text(edit(reading.read_text("utf-8"), {"MIN_SIDE": 31}), "utf-8")  # of the code: another run
     stopped = start()
     console = read_until(stopped, "Epoch 1/3")
     assert "continuing" not in console
@@ -197,6 +198,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
     assert "Traceback" not in console
 
     code.write_text(f"# a remark\n{text}", "utf-8")  # a comment: the same run
+    reading.write_text(edit(reading.read_text("utf-8"), {"MIN_SIDE": 32}), "utf-8")
     killed = start()
     assert "after epoch 1 of 3" in read_until(killed, "Epoch 3/3")
     while not list(outputs.rglob("*.png")):  # killed between its figures
@@ -233,7 +235,7 @@ def fit(tmp_path):
         model, _ = build_tiny(settings, films)
         training, validation, steps = common.make_datasets(images, films, settings)
         history = common.train(model, source or training, validation, steps, settings, tmp_path / folder)
-        predictions, _ = common.evaluate(model, validation, films, settings)
+        predictions, _ = common.evaluate([model], images, films, settings)["validation"]
         return history, predictions, model, [len(batch) for batch, *_ in training(0).take(steps)]
 
     yield call
@@ -256,6 +258,54 @@ def test_training_from_a_checkpoint_equals_training_at_once(fit):
     assert again["seconds"].is_monotonic_increasing
     assert history["epoch"].tolist() == [1, 2, 3]
     assert history["loss"].nunique() == 3, "it learned something"
+
+
+@pytest.mark.parametrize("batch_size", [2, 13])
+def test_the_weights_are_an_average_over_about_the_last_epoch(tmp_path, batch_size):
+    """Against the weights after each step of a plain Adam, averaged by hand; and every epoch is validated so."""
+    films, images = make_films(np.arange(35) % 2, held_out=9), make_noise(35)
+    settings = prepare(tmp_path, EPOCHS=2, LEARNING_RATE=1e-2, BATCH_SIZE=batch_size)
+    model, _ = build_tiny(settings, films)
+    training, validation, steps = common.make_datasets(images, films, settings)
+    assert steps == 26 / batch_size
+    history = common.train(model, training, validation, steps, settings, tmp_path / "run")
+    predictions, _ = common.evaluate([model], images, films, settings)["validation"]
+
+    prepare(tmp_path)  # the same random numbers again
+    plain, _ = build_tiny(settings, films)
+    plain.compile(keras.optimizers.Adam(1e-2), "binary_crossentropy")
+    taken = []
+    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: taken.append(plain.get_weights()))
+    plain.fit(training(0), epochs=2, steps_per_epoch=steps, shuffle=False, callbacks=[note], verbose=0)
+    names = [weight.path for weight in model.weights]
+    trained = {weight.path for weight in model.trainable_weights}
+    expected = taken[0]
+    for weights in taken[1:]:
+        expected = [old + (new - old) / steps for old, new in zip(expected, weights, strict=True)]
+    assert len(taken) == 2 * steps
+    for name, found, average, last in zip(names, model.get_weights(), expected, taken[-1], strict=True):
+        if name in trained:
+            assert np.allclose(found, average, atol=1e-5), name
+            assert not np.allclose(found, last, atol=1e-4), name
+    truth = predictions["label"].eq("malignant")
+    chances = np.where(truth, predictions["probability"], 1 - predictions["probability"])
+    assert history["val_loss"].iloc[-1] == pytest.approx(-np.log(chances).mean(), abs=1e-5)
+    assert history["val_accuracy"].iloc[-1] == pytest.approx((truth == (predictions["probability"] >= 0.5)).mean())
+
+
+def count_graphs():
+    gc.collect()
+    return sum(getattr(found, "name", "") == "one_step_on_data" for found in gc.get_objects()
+               if type(found).__name__ == "FuncGraph")
+
+
+def test_nothing_of_a_training_stays_in_memory(fit):
+    graphs = []
+    for folder in ("first", "second"):
+        fit(folder, EPOCHS=1)
+        keras.backend.clear_session()
+        graphs.append(count_graphs())
+    assert graphs[1] <= graphs[0]
 
 
 def test_two_devices_learn_what_one_learns(fit, tmp_path):

@@ -1,0 +1,81 @@
+"""A finished run in words that can be quoted, composed from what it recorded."""
+import json
+import textwrap
+
+import pandas as pd
+
+from data.metrics import with_interval
+
+CROPS = {"breast": "cropped to the breast", "lesion": "cropped to the lesion and its surroundings",
+         None: "not cropped"}
+TEXT = """\
+# {title}
+
+| {films} films of {patients} patients | per film | per patient |
+|---|---|---|
+{table}
+
+In brackets 95 % intervals over patients. What is called malignant has a probability of {THRESHOLD} or
+more; that of a patient is the mean logit of the films, and a patient is malignant when one of the films
+is. The thresholds of the last two rows were read off these films. Always answering the majority class
+has an accuracy of {majority:.2f}.
+
+## Methods
+
+{data} Patients were known from: {sources}. {duplicates} films showed the same picture as another and
+were kept, with their patients, on one side. Films were {crop} and resized to 224 x 224 pixels.
+
+A {backbone} (weights: {weights}) with global average pooling, a dense layer of {HEAD_UNITS} units,
+dropout of {DROPOUT} and a sigmoid was trained; of its {layers} layers the top {unfrozen_layers} were
+trainable ({unfrozen_parameters:,} of {parameters:,} parameters). In every epoch the classes were
+balanced by repetition, and each film was flipped horizontally at random, its brightness shifted by up to
+{BRIGHTNESS:.0%} of the grey scale, and its contrast changed by up to {CONTRAST:.0%}. Adam with a
+learning rate of {LEARNING_RATE:g} minimised the binary cross-entropy in {EPOCHS} epochs with batches of
+{BATCH_SIZE} ({precision}, seed {SEED}). The weights are an exponential moving average over about the
+last epoch; nothing was chosen on the held-out films.
+
+Intervals are Wilson's with Student's t and the effective sample size from a bootstrap over patients
+within class. Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.
+
+## Limits
+
+Research software, not for clinical use.{note} The intervals hold for films like these and this share of
+malignant patients; they do not cover that another training of the same setting may differ. A setting
+that was picked as the best of several on the same films looks better than it is.
+"""
+
+
+def describe_data(settings, split):
+    """What the films were, and who was held out."""
+    name, images = settings["constants"]["DATA_DIR"], settings["collection"]["images"]
+    data = f"The data were {images} mammograms of {settings['collection']['patients']} patients ({name})."
+    if "TRAINED_ON" in settings["constants"]:
+        return f"{data} The model was trained on other films ({settings['constants']['TRAINED_ON']})."
+    if "folds" in settings:
+        return f"{data} Each fifth of the patients was held out once, from one of five models."
+    how = "A fifth of the patients was held out, stratified by class"
+    if settings["split"]["given"]:
+        how = "The split came with the data"
+    sides = split.groupby("split")["patient_id"].agg(["size", "nunique"])
+    return f"{data} {how}: " + ", ".join(f"{side} {films} films of {patients} patients"
+                                         for side, films, patients in sides.itertuples()) + "."
+
+
+def write_summary(folder):
+    """Write summary.md: the metrics as a table, methods and limits in plain English."""
+    settings, results = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("settings", "metrics"))
+    split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
+    constants, collection = settings["constants"], settings["collection"]
+    rows = [f"| {name.replace('_', ' ')} | {with_interval(results, name)} |"
+            f" {with_interval(results['per_patient'], name)} |" for name in results["ci95"]]
+    text = TEXT.format(
+        **constants, **settings["model"], **settings["versions"], title=settings["title"], table="\n".join(rows),
+        films=results["validation_images"], patients=results["validation_patients"],
+        majority=results["majority_baseline"], data=describe_data(settings, split),
+        sources=", ".join(collection["patient_from"]), duplicates=collection["duplicates"],
+        crop=CROPS[constants["CROP"]], weights=settings["weights"]["origin"],
+        precision=" and ".join(settings["model"]["floats"]),
+        note=f" {results['note'].capitalize()}." if results["note"] else "")
+    paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
+                  for block in text.split("\n\n")]
+    (folder / "summary.md").write_text("\n\n".join(paragraphs).rstrip() + "\n", "utf-8", newline="\n")

@@ -8,7 +8,6 @@ import builtins
 import contextlib
 import gc
 import hashlib
-import itertools
 import json
 import logging.handlers
 import math
@@ -212,7 +211,7 @@ def load_backbone(build_backbone, films, settings):
     """
     source, origin = settings.WEIGHTS, settings.WEIGHTS
     if isinstance(source, Path):
-        check_unseen(source, films)
+        check_unseen(source, films.assign(split="validation") if settings.FOLD == "all" else films)
         source, origin = str(source), shorten(source)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # seconds: a network that swallows packets would hang the run
@@ -457,9 +456,10 @@ def train(model, training, validation, steps, settings, folder):
                       validation_data=validation, shuffle=False, callbacks=callbacks)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE (a new run).") from error
+    finally:
+        for name in {*gradient_registry.list()} - known:  # or TensorFlow keeps each fold's graph, 350 MB
+            del gradient_registry._registry[name]
     model.optimizer.finalize_variable_values(model.trainable_variables)  # fit() did, unless all epochs were done
-    for name in {*gradient_registry.list()} - known:  # or TensorFlow keeps each fold's graph, 350 MB
-        del gradient_registry._registry[name]
     finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # a ReLU can hide NaN from the loss
     if not finite or len(rows) < settings.EPOCHS:
         shutil.rmtree(name_unfinished(folder))
@@ -555,8 +555,9 @@ def score(predictions, maps, films, settings):
     results = metrics.measure(**scores, seed=settings.SEED, threshold=settings.THRESHOLD)
     results |= {"validation_images": len(held_out), "validation_patients": held_out["patient_id"].nunique(),
                 "side": held_out["split"].iloc[0] if scores["folds"] is None else "all folds"}
-    results["per_patient"] = metrics.measure(**metrics.average_films(**scores), seed=settings.SEED,
-                                             threshold=settings.THRESHOLD)
+    patients = metrics.average_films(**scores)
+    if len({*patients["labels"]}) == 2:  # all are malignant where each has a film of both classes
+        results["per_patient"] = metrics.measure(**patients, seed=settings.SEED, threshold=settings.THRESHOLD)
     boxed = held_out["lesion_box"].ne("").to_numpy()
     if boxed.any() and settings.CROP != "lesion":  # whose box is always in the middle, where any peak would hit
         boxes = [place_boxes(film) for film in held_out[boxed].itertuples()]
@@ -576,8 +577,9 @@ def show_results(folder):
         log.info("on %s, with 95 %% intervals over patients; thresholds of the last two are read off these films;"
                  " the majority class alone has accuracy %.2f", describe_held_out(results),
                  results["majority_baseline"])
-        log.info("per patient (mean logit of the films): AUC %s, sensitivity %s, specificity %s",
-                 *(with_interval(results["per_patient"], name) for name in ("auc", "recall", "specificity")))
+        if "per_patient" in results:
+            log.info("per patient (mean logit of the films): AUC %s, sensitivity %s, specificity %s",
+                     *(with_interval(results["per_patient"], name) for name in ("auc", "recall", "specificity")))
         for name, game in results.get("pointing_game", {}).items():
             log.info("the Grad-CAM peak is in the lesion box of %d of %d %s; peaks of other films: %.2f",
                      game["hits"], game["images"], name.replace("_", " "), game["other_films"])
@@ -619,13 +621,17 @@ def write_leaks(films, folder):
 def make_folder(folder):
     """A new folder, which takes the place of `folder` and of its checkpoint once all files are written."""
     new = name_unfinished(folder) / f"new-{os.getpid()}"
-    with explain_write_errors(folder):
+    try:
+        with explain_write_errors(folder):
+            new.mkdir(parents=True)
+            yield new
+            shutil.rmtree(folder, ignore_errors=True)
+            new.rename(folder)
+        shutil.rmtree(name_unfinished(folder), ignore_errors=True)
+    finally:
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        yield new
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
-    shutil.rmtree(name_unfinished(folder), ignore_errors=True)
+        with contextlib.suppress(OSError):  # a checkpoint stays
+            name_unfinished(folder).rmdir()
     log.info("finished: %s", shorten(folder))
 
 
@@ -683,7 +689,7 @@ def describe_run(settings, films, console):
     sides = films.groupby(["split", "label"])["patient_id"].agg(["size", "nunique"])
     collection = {"images": len(films), "patients": films["patient_id"].nunique(),
                   "duplicates": int(films["duplicate"].sum()),
-                  "depths": films.groupby("container")["depth"].first().to_dict()}
+                  "depths": films.groupby("container")["depth"].first().astype(int).to_dict()}
     collection |= {name: films[name].value_counts().to_dict() for name in ("patient_from", "format", "left_out")}
     modules = (tf, keras, np, scipy, pd, matplotlib, sklearn, cv2)
     started = console.buffer[0].created
@@ -712,19 +718,23 @@ def pool_folds(folders, films, images, fingerprints, settings):
     folder = folders[0].with_name(f"{folders[0].name.rpartition('-')[0]}-all-{digest[:6]}")
     if is_complete(folder):
         return folder
-    parts = [pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False) for part in folders]
+    try:
+        parts = [pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False) for part in folders]
+        maps = np.concatenate([np.load(part / "maps.npy") for part in folders])
+        records = [json.loads((part / "settings.json").read_text("utf-8")) for part in folders]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: delete its folder to repeat that fold.") from error
     predictions = pd.concat(parts).drop(columns="note", errors="ignore").astype({"probability": float})
     predictions.index = pd.Index(films["path"]).get_indexer(predictions["path"])
     predictions["fold"] = films["fold"]
-    maps = np.concatenate([np.load(part / "maps.npy") for part in folders])
-    recorded = json.loads((folders[-1] / "settings.json").read_text("utf-8"))
-    recorded["constants"]["FOLD"], recorded["folds"] = "all", [part.name for part in folders]
-    note = recorded["note"]
+    recorded = records[-1] | {"folds": [part.name for part in folders], "split": {"given": False}}
+    recorded["seconds"] = {"training": sum(record["seconds"]["training"] for record in records)}
+    recorded["constants"]["FOLD"], note = "all", recorded.pop("note")
     with make_folder(folder) as new:
         write_results(new, settings, films, images, predictions, maps, f"{recorded['title']}, all folds", note)
         write_split(films, "fold", new, note)
         np.save(new / "fingerprints.npy", fingerprints)
-        write_json(recorded, new / "settings.json")
+        write_json({"note": note} | recorded, new / "settings.json")
         write_summary(new)
     return folder
 
@@ -747,6 +757,7 @@ def load_run(run):
     folder = run if run.is_dir() else run.parent
     try:
         recorded = json.loads((folder / "settings.json").read_text("utf-8"))
+        _ = recorded["constants"]["THRESHOLD"], recorded["collection"]["depths"]  # older versions lack them
         files = [folder.with_name(name) / "model.keras" for name in recorded.get("folds", [folder.name])]
         return folder, [keras.models.load_model(file, safe_mode=True) for file in files], recorded
     except (ValueError, OSError, KeyError) as error:
@@ -763,24 +774,25 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     open_console()
     _, models, recorded = load_run(run)
     constants, depths = recorded["constants"], recorded["collection"]["depths"]
-    boxes = {os.path.abspath(path): box for path, box in (lesion_boxes or {}).items()}
-    paths, rows = list_images(films), []
+    paths, rows, size = list_images(films), [], constants["BATCH_SIZE"]
+    boxes = dict(zip(list_images(lesion_boxes or []), (lesion_boxes or {}).values(), strict=True))
 
     def read(path):
         try:
-            return reading.read_image(path, constants["CROP"], boxes.get(str(path), ""), depths)[0], ""
+            return reading.read_image(path, constants["CROP"], boxes.get(path, ""), depths)[0], ""
         except UserError as error:
             return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), str(error)
 
     explain = make_explainer(models, constants["THRESHOLD"])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        read_ahead = pool.map(read, paths)
-        while batch := list(itertools.islice(read_ahead, constants["BATCH_SIZE"])):
-            images, reasons = zip(*batch, strict=True)
-            for image, reason, probability, cam in zip(images, reasons, *explain(np.stack(images)), strict=True):
-                path = paths[len(rows)]
+        for start in range(0, len(paths), size):
+            batch = paths[start : start + size]
+            images, reasons = zip(*pool.map(read, batch), strict=True)
+            results = zip(batch, images, reasons, *explain(np.stack(images)), strict=True)
+            for path, image, reason, probability, cam in results:
                 if overlays and not reason:
-                    write_overlay(overlay_map(image, cam), Path(overlays) / f"{len(rows):05d}_{path.stem}.png")
+                    file = Path(os.path.expanduser(overlays)) / f"{len(rows):05d}_{path.stem[:100]}.png"
+                    write_overlay(overlay_map(image, cam), file)
                 rows.append((str(path), np.nan if reason else probability, reason))
             log.info("%d of %d films", len(rows), len(paths))
     table = pd.DataFrame(rows, columns=["path", "probability", "reason"])
@@ -790,36 +802,42 @@ def predict(run, films, overlays=None, lesion_boxes=None):
 
 
 def validate(run, data_dir):
-    """Score a second labelled collection with a run; returns the folder <run>-on-<collection> beside the run's.
+    """Score a second labelled collection with a run; returns the folder <run>-on-<collection>-<digits> beside it.
 
-    data_dir: any layout that DATA_DIR takes; it counts from the working directory. Films that show a patient or a
-    picture that the run was trained on are left out (leaks.csv).
+    data_dir: any layout that DATA_DIR takes; it counts from the working directory. Films that show a picture or
+    have a patient_id that the run was trained on are left out (leaks.csv); a PatientID of DICOM is no such id.
     """
     console = open_console()
     source, models, recorded = load_run(run)
-    data_dir = Path(os.path.abspath(os.path.expanduser(data_dir)))
-    trained_on = recorded["constants"]["DATA_DIR"]
     if not {*Settings._fields} <= {*recorded["constants"]} or not (source / "fingerprints.npy").is_file():
-        raise UserError(f"{source} was made by an older version: delete it and run its script again.")
+        raise UserError(f"{source} is no run, or was made by an older version: run its script again.")
+    data_dir, trained_on = Path(os.path.abspath(os.path.expanduser(data_dir))), recorded["constants"]["DATA_DIR"]
     constants = {name: recorded["constants"][name] for name in Settings._fields}
     settings = Settings(**constants | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent})
     films = find_films(data_dir).assign(split="validation")
     films, images, fingerprints = read_films(films, data_dir, settings.CROP, settings.OUTPUT_DIR)
-    unknown = films["patient_from"] == "unknown"  # named by their path, which may be that of another film there
-    films["patient_id"] = films["patient_id"].mask(unknown, f"{data_dir.name}/" + films["patient_id"])
+    numbered = films["patient_from"].isin(["unknown", "PatientID"])  # such names mean something else elsewhere
+    films["patient_id"] = films["patient_id"].mask(numbered, f"{data_dir.name}: " + films["patient_id"])
     seen = pd.read_csv(source / "split.csv", dtype=str, keep_default_na=False).assign(left_out="")
     rows = np.flatnonzero(seen.get("split", pd.Series("train", seen.index)) == "train")  # of all folds, all films
     both = pd.concat([films, seen.iloc[rows].assign(split="train")], ignore_index=True)
     prints = np.concatenate([fingerprints, np.load(source / "fingerprints.npy")[rows]])
     films = split_patients(group_duplicates(both, prints), None, settings.SEED).iloc[: len(films)]
-    write_leaks(films, settings.OUTPUT_DIR)
+    named = films["trained_on"].ne("") & films["patient_id"].isin(seen["patient_id"].iloc[rows])
+    if named.any():
+        log.warning("%d of the films that are left out have a patient_id of the training side: where it means"
+                    " another patient here, change it in labels.csv", named.sum())
+    if films["split"].ne("validation").all():
+        write_leaks(films, settings.OUTPUT_DIR)
+        raise UserError(f"{data_dir} has no film that {source.name} was not trained on (leaks.csv).")
     check_sides(films, ["validation"])
     predictions, maps = evaluate(models, images, films, settings)["validation"]
     notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]
     note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
-    folder = source.with_name(f"{source.name}-on-{data_dir.name}")
-    recorded |= describe_run(settings, films, console) | {"note": note, "title": title}
-    recorded["constants"]["TRAINED_ON"] = trained_on
+    digest = hashlib.sha256("".join(films["film_sha256"]).encode()).hexdigest()
+    folder = source.with_name(f"{source.name}-on-{data_dir.name}-{digest[:6]}")
+    recorded |= describe_run(settings, films, console) | {"note": note, "title": title, "seconds": {}}
+    recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
     with make_folder(folder) as new:
         write_results(new, settings, films, images, predictions, maps, title, note)
         write_split(films, "split", new, note)

@@ -45,7 +45,7 @@ def main():
     for fold in common.list_folds(films, settings, console):
         split = common.split_patients(films, fold, settings.SEED)
         common.write_leaks(split, settings.OUTPUT_DIR)
-        common.check_sides(split)
+        common.check_sides(split, every_fold=settings.FOLD == "all")
         backbone, weights = common.load_backbone(build_backbone, split, settings)
         model = common.build_model(backbone, weights, settings)
         folder = common.name_run(settings, split, model, weights)

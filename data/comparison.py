@@ -27,7 +27,8 @@ def read_run(folder, place):
     side = results.get("side", "validation")
     row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
     row |= {name: str(value).removesuffix(".0") for name, value in constants.items()}  # 1 and 1.0 are one setting
-    row["FOLD"] = "given split" if settings["split"].get("given") else row["FOLD"]
+    if settings["split"].get("given"):
+        row["FOLD"] = "other collection" if "TRAINED_ON" in constants else "given split"
     for name, (low, high) in results["ci95"].items():
         row |= {name: results[name], f"{name}_low": low, f"{name}_high": high}
     row["minutes"] = settings["seconds"].get("total", sum(settings["seconds"].values())) / 60
@@ -35,7 +36,8 @@ def read_run(folder, place):
     row["link"] = quote(place.relative_to(folder.parent).as_posix())
     row["films"] = f"{len(split)} films of {split['patient_id'].nunique()} patients"
     known = pd.util.hash_pandas_object(split.filter(["path", "label", "film_sha256"]), index=False)
-    row["section"] = f"{known.sum()}, SEED {row['SEED']}, {row['FOLD'] == 'given split'}, {side == 'test'}"
+    given = row["FOLD"] in ("given split", "other collection")
+    row["section"] = f"{known.sum()}, SEED {row['SEED']}, {given}, {side == 'test'}"
     films = films.merge(split[["path", "group"]], on="path", validate="1:1")
     films["malignant"] = films["label"].map(CLASSES.index)
     if films["malignant"].nunique() < 2:
@@ -71,6 +73,7 @@ def draw_metric(results, name):
 
 def show_section(runs, films, names, output_dir):
     """Runs on the same films and folds as HTML: a row for each setting (columns `names`), the best first."""
+    names = [name for name in names if not runs[name].str.endswith("not recorded").all()]
     groups = [(group, *pool(group["link"], films)) for _, group in runs.groupby([*names, "weights"])]
     groups.sort(key=lambda group: -group[2]["auc"])
     differs = runs[names].nunique() > 1

@@ -119,10 +119,11 @@ def split_patients(films, fold, seed):
         held_out = films["split"].eq(side)
         leaks = held_out & known.notna()  # none between folds
         films.loc[leaks, "trained_on"] = known[leaks]
-        films.loc[leaks, ["split", "left_out"]] = "left out", "its patient or picture is trained on"
+        use = "trained on" if side == "validation" else "trained or validated on"
+        films.loc[leaks, ["split", "left_out"]] = "left out", f"its patient or picture is {use}"
         if leaks.any():
-            log.warning("%d of %d %s films are left out: they show a patient or a picture that is trained on%s"
-                        " (leaks.csv)", leaks.sum(), held_out.sum(), side, " or validated" * (side == "test"))
+            log.warning("%d of %d %s films are left out: they show a patient or a picture that is %s (leaks.csv)",
+                        leaks.sum(), held_out.sum(), side, use)
     for side in ("train", "validation", "test"):
         counts = films[films["split"].eq(side)].groupby("label")["patient_id"].agg(["size", "nunique"])
         if len(counts):
@@ -131,13 +132,18 @@ def split_patients(films, fold, seed):
     return films
 
 
-def check_sides(films, sides=("train", "validation")):
-    """Raise UserError where a side of a split lacks a class, and tell what was left out."""
+def check_sides(films, sides=("train", "validation"), every_fold=False):
+    """Raise UserError where a side of a split, or any fold, lacks a class, and tell what was left out."""
     reasons = films.loc[films["left_out"].ne(""), "left_out"].value_counts()
     left_out = "".join(f"; {count} films are left out: {reason}" for reason, count in reasons.items())
     if films["trained_on"].ne("").any() and not films["split"].eq("validation").any():
         raise UserError(f"nothing is left of the validation side{left_out} (leaks.csv names them): move whole"
                         " patients to that side, or remove the split, so that FOLD holds patients out.")
+    kept = films[films["left_out"].eq("")]
+    for number, fold in kept.groupby("fold"):
+        if every_fold and fold["label"].nunique() < films["label"].nunique():
+            raise UserError(f"fold {number} has films of one class only{left_out}: add patients, or run the other"
+                            " folds one by one.")
     for side, label in product((*sides, *{"test"} & {*films["split"]}), films["label"].unique()):
         if not (films["split"].eq(side) & films["label"].eq(label)).any():
             raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")

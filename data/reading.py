@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from data import MAX_PIXELS, UserError, duplicates, explain_write_errors, log, replace
-from data.films import is_dicom
+from data.films import LESION_BOXES, is_dicom
 
 IMAGE_SIZE = 224  # pixels, both ways
 MIN_SIDE = 32  # pixels of the shorter side of a film
@@ -194,11 +195,13 @@ def read_native(path, crop, lesion_box):
 
 
 def read_image(path, crop=None, lesion_box="", depths=None):
-    """(image, row) of a film as in read_films; depths: bits by container, else its own. Raises UserError."""
+    """(image, row) of a film as in read_films; depths: bits by container, a deeper film has its own. UserError."""
+    if not re.fullmatch(LESION_BOXES, str(lesion_box)):
+        raise UserError(f"{path} has the lesion_box {lesion_box!r}, but it has to be x:y:width:height in pixels.")
     if crop == "lesion" and not lesion_box:
         raise UserError(f'{path} needs a lesion_box, as CROP is "lesion": x:y:width:height in pixels.')
     image, _, row = read_native(path, crop, lesion_box)
-    depth = (depths or {}).get(row["container"], row["depth"])
+    depth = max((depths or {}).get(row["container"], 0), row["depth"])
     return to_bytes(image, depth), row | {"depth": depth}
 
 

@@ -22,12 +22,12 @@ has an accuracy of {majority:.2f}.
 
 ## Methods
 
-{data} Patients were known from: {sources}. {duplicates} films showed the same picture as another and
-were kept, with their patients, on one side. Films were {crop} and resized to 224 x 224 pixels.
+{data} {duplicates} films showed the same picture as another; no picture and no known patient is on two
+sides. Films were {crop} and resized to 224 x 224 pixels.
 
 A {backbone} (weights: {weights}) with global average pooling, a dense layer of {HEAD_UNITS} units,
 dropout of {DROPOUT} and a sigmoid was trained; of its {layers} layers the top {unfrozen_layers} were
-trainable ({unfrozen_parameters:,} of {parameters:,} parameters). In every epoch the classes were
+trainable{frozen}, with those on top {trained_parameters:,} parameters. In every epoch the classes were
 balanced by repetition, and each film was flipped horizontally at random, its brightness shifted by up to
 {BRIGHTNESS:.0%} of the grey scale, and its contrast changed by up to {CONTRAST:.0%}. Adam with a
 learning rate of {LEARNING_RATE:g} minimised the binary cross-entropy in {EPOCHS} epochs with batches of
@@ -46,35 +46,49 @@ that was picked as the best of several on the same films looks better than it is
 
 
 def describe_data(settings, split):
-    """What the films were, and who was held out."""
-    name, images = settings["constants"]["DATA_DIR"], settings["collection"]["images"]
-    data = f"The data were {images} mammograms of {settings['collection']['patients']} patients ({name})."
-    if "TRAINED_ON" in settings["constants"]:
-        return f"{data} The model was trained on other films ({settings['constants']['TRAINED_ON']})."
+    """What the films were, what was left out, and who was held out."""
+    collection, constants = settings["collection"], settings["constants"]
+    parts = [f"The data were {collection['images']} mammograms of {collection['patients']} patients"
+             f" ({constants['DATA_DIR']})."]
+    for reason, count in collection["left_out"].items():
+        if reason:
+            parts.append(f"{count} films were left out: {reason}.")
+    if unknown := collection["patient_from"].get("unknown", 0):
+        parts.append(f"The patients of {unknown} films are unknown; each film counts as a patient of its own, so"
+                     " that results may look too good.")
+    if "TRAINED_ON" in constants:
+        parts.append(f"They were scored by what was trained on other films ({constants['TRAINED_ON']}).")
     if "folds" in settings:
-        return f"{data} Each fifth of the patients was held out once, from one of five models."
-    how = "A fifth of the patients was held out, stratified by class"
-    if settings["split"]["given"]:
-        how = "The split came with the data"
-    sides = split.groupby("split")["patient_id"].agg(["size", "nunique"])
-    return f"{data} {how}: " + ", ".join(f"{side} {films} films of {patients} patients"
-                                         for side, films, patients in sides.itertuples()) + "."
+        parts.append("Five models were trained, each without another fifth of its patients, stratified by class.")
+    if "folds" in settings and "TRAINED_ON" in constants:
+        parts.append("The mean of their logits counts.")
+    elif "folds" in settings:
+        parts.append("Every patient was scored by the model that held it out; counts are added, the AUC and the"
+                     " last two rows are means of the folds.")
+    elif "TRAINED_ON" not in constants:
+        how = "A fifth of the patients was held out, stratified by class"
+        if settings["split"]["given"]:
+            how = "The split came with the data"
+        sides = split.groupby("split")["patient_id"].agg(["size", "nunique"])
+        parts.append(f"{how}: " + ", ".join(f"{side} {films} films of {patients} patients"
+                                            for side, films, patients in sides.itertuples()) + ".")
+    return " ".join(parts)
 
 
 def write_summary(folder):
     """Write summary.md: the metrics as a table, methods and limits in plain English."""
     settings, results = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("settings", "metrics"))
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
-    constants, collection = settings["constants"], settings["collection"]
+    constants, patients = settings["constants"], results.get("per_patient")
     rows = [f"| {name.replace('_', ' ')} | {with_interval(results, name)} |"
-            f" {with_interval(results['per_patient'], name)} |" for name in results["ci95"]]
+            f" {with_interval(patients, name) if patients else 'one class only'} |" for name in results["ci95"]]
     text = TEXT.format(
         **constants, **settings["model"], **settings["versions"], title=settings["title"], table="\n".join(rows),
         films=results["validation_images"], patients=results["validation_patients"],
         majority=results["majority_baseline"], data=describe_data(settings, split),
-        sources=", ".join(collection["patient_from"]), duplicates=collection["duplicates"],
-        crop=CROPS[constants["CROP"]], weights=settings["weights"]["origin"],
-        precision=" and ".join(settings["model"]["floats"]),
+        duplicates=settings["collection"]["duplicates"], crop=CROPS[constants["CROP"]],
+        weights=settings["weights"]["origin"], precision=" and ".join(settings["model"]["floats"]),
+        frozen=" but for batch normalization" if settings["weights"]["pretrained"] else "",
         note=f" {results['note'].capitalize()}." if results["note"] else "")
     paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
                   for block in text.split("\n\n")]

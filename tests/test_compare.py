@@ -183,6 +183,22 @@ def test_a_given_split_is_never_pooled_and_a_single_setting_compared_with_nothin
     assert not re.search("minus|optimistic|Bonferroni", page.text)
 
 
+def test_models_that_were_validated_elsewhere_are_never_pooled(write_run, compare):
+    """Not even two folds of one setting, whose five trainings are five models."""
+    write_run("trained")
+    for fold in range(2):
+        write_run(f"trained{fold}-on-other", given=True, collection="other", FOLD=fold, skill=fold,
+                  TRAINED_ON="data/phantoms", MODEL=f"trained{fold}")
+    page, _ = compare()
+    ordinary, elsewhere = sorted(page.tables, key=len)
+    assert [row["setting"] for row in ordinary] == ["vgg16"]
+    assert {(row["setting"], row["folds"], row["films"]) for row in elsewhere} == {
+        (f"MODEL trained{fold}", "other collection", "40") for fold in range(2)}
+    first, second = (text for text in map(strip_tags, page.find("p")) if "All settings" in text)
+    assert "TRAINED_ON" not in first
+    assert "TRAINED_ON data/phantoms" in second
+
+
 def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare):
     write_run("a", DATA_DIR="data/phantoms")
     write_run("b", DATA_DIR="/elsewhere/phantoms", DROPOUT=0.5)

@@ -365,6 +365,34 @@ def test_a_side_without_a_class_is_refused_with_what_was_left_out():
         check_sides(split_patients(films, 0, 0))
 
 
+def test_all_folds_are_checked_before_the_first_is_trained():
+    films = split_patients(make_films(patients=40), 0, 0)
+    check_sides(films, every_fold=True)
+    malignant = films["label"].eq("malignant") & films["fold"].eq("3")
+    films.loc[malignant, ["split", "left_out"]] = "left out", "no lesion_box"
+    check_sides(films)
+    with pytest.raises(UserError, match=rf"^fold 3 has films of one class only; {malignant.sum()} films"):
+        check_sides(films, every_fold=True)
+
+
+def test_a_test_side_loses_what_is_trained_or_validated_on():
+    films = make_films(patients=30)
+    patients = films["patient_id"].unique()
+    sides = dict(zip(patients, ["train"] * 20 + ["validation"] * 5 + ["test"] * 5, strict=True))
+    films["split"] = films["patient_id"].map(sides)
+    rows = [films.index[films["patient_id"] == patient][-1] for patient in (patients[0], patients[20])]
+    assert (films["patient_id"].value_counts()[patients[[0, 20]]] > 1).all()
+    films.loc[rows, "split"] = "test"
+    split = split_patients(films, 0, 0)
+    assert (split["split"][rows] == "left out").all()
+    assert (split["left_out"][rows] == "its patient or picture is trained or validated on").all()
+    assert split["split"].drop(rows).equals(films["split"].drop(rows))
+    check_sides(split)
+    split.loc[split["split"].eq("test"), "label"] = "benign"
+    with pytest.raises(UserError, match="test side has no malignant film"):
+        check_sides(split)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_too_few_patients_for_the_folds_are_refused_with_the_remedy(grouped):
     films = make_films(patients=20, malignant=0)

@@ -450,10 +450,12 @@ def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp
     broken = table.loc[str(tmp_path / "broken.png")]
     assert np.isnan(broken["probability"]) and broken["predicted"] == "" and "OpenCV" in broken["reason"]
     assert len(list((tmp_path / "overlays").iterdir())) == len(expected)
-    paths = [tmp_path / "missing.png", *sorted(tmp_path.glob("synthetic*"))[:2]]
-    listed = common.predict(folder, paths)
+    paths = [tmp_path / "missing.png", *sorted(tmp_path.glob("synthetic*"))[:3]]
+    boxes = {paths[1]: "1:1:20:20", paths[2]: "1,1,20,20"}
+    listed = common.predict(folder, paths, lesion_boxes=boxes)
     assert listed["path"].tolist() == list(map(str, paths))
-    assert (listed["reason"] == "").tolist() == [False, True, True]
+    assert (listed["reason"] == "").tolist() == [False, True, False, True]
+    assert "x:y:width:height" in listed["reason"][2]
 
 
 def test_predict_with_all_folds_is_the_mean_logit_of_their_models(all_folds):
@@ -477,7 +479,7 @@ def validated(tmp_path_factory):
     place.mkdir()
     split = pd.read_csv(run / "split.csv")
     trained = split[split["split"] == "train"].reset_index(drop=True)
-    rows = [(f"{number}.png", common.CLASSES[number % 2], f"new {number // 2}") for number in range(20)]
+    rows = [(f"{number}.png", common.CLASSES[number // 2 % 2], f"new {number // 2}") for number in range(20)]
     rows.append(("known.png", "benign", trained["patient_id"][0]))
     for name, *_ in rows:
         noise = common.cv2.resize(rng.random((20, 20)), (200, 240), interpolation=common.cv2.INTER_CUBIC)
@@ -497,7 +499,7 @@ def validated(tmp_path_factory):
 
 def test_validation_on_other_films_leaves_out_what_was_trained_on(validated):
     run, folder, _ = validated
-    assert folder.name == f"{run.name}-on-other"
+    assert folder.name.startswith(f"{run.name}-on-other-")
     leaks = pd.read_csv(folder / "leaks.csv")
     assert sorted(leaks["path"]) == ["copy0.png", "copy1.png", "known.png"]
     trained = pd.read_csv(run / "split.csv").query("split == 'train'")
@@ -506,6 +508,40 @@ def test_validation_on_other_films_leaves_out_what_was_trained_on(validated):
     assert sorted(predictions["path"]) == sorted(f"{number}.png" for number in range(20))
     single = common.predict(run, [folder.parent.parent / "other" / path for path in predictions["path"]])
     assert np.allclose(single["probability"], predictions["probability"], atol=1e-6)
+
+
+def test_validation_where_names_mean_someone_else(validated, tmp_path):
+    """The path of an unknown patient means nothing elsewhere, and two collections may have the same name."""
+    run, folder, _ = validated
+    shutil.copytree(folder.parent / run.name, tmp_path / "outputs" / run.name)
+    split = pd.read_csv(run / "split.csv")
+    rng = np.random.default_rng(1)
+    for number in range(4):
+        file = tmp_path / "other" / common.CLASSES[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = common.cv2.resize(rng.random((20, 20)), (200, 240), interpolation=common.cv2.INTER_CUBIC)
+        assert common.cv2.imwrite(str(file), (noise.clip(0, 1) * 255).astype(np.uint8))
+    table = split.assign(patient_id=[f"{common.CLASSES[number % 2]}/{number}.png" for number in range(len(split))])
+    table.to_csv(tmp_path / "outputs" / run.name / "split.csv", index=False)
+    first = common.validate(tmp_path / "outputs" / run.name, tmp_path / "other")
+    assert len(pd.read_csv(first / "predictions.csv")) == 4
+    shutil.copytree(tmp_path / "other", tmp_path / "again" / "other")
+    (tmp_path / "again" / "other" / "benign" / "0.png").unlink()
+    shutil.copy(tmp_path / "other" / "benign" / "2.png", tmp_path / "again" / "other" / "benign" / "9.png")
+    second = common.validate(tmp_path / "outputs" / run.name, tmp_path / "again" / "other")
+    assert first != second, "another collection of the same name"
+    with pytest.raises(common.UserError, match="cannot be loaded"):
+        common.validate(first, tmp_path / "other")
+
+
+def test_validation_on_its_own_films_is_refused(validated, tmp_path):
+    run, folder, _ = validated
+    films = Path(finish_run()[0].DATA_DIR)
+    split = pd.read_csv(run / "split.csv").query("split == 'train'")
+    split.assign(path=[str(films / path) for path in split["path"]]).drop(columns="split").to_csv(
+        tmp_path / "labels.csv", index=False)
+    with pytest.raises(common.UserError, match=r"no film that .* was not trained on"):
+        common.validate(folder.parent / run.name, tmp_path)
 
 
 def test_validation_on_other_films_is_a_result_of_its_own(validated):
@@ -545,7 +581,7 @@ def test_a_test_side_is_scored_apart_from_validation(collection, tmp_path):
 
 def test_the_summary_says_what_the_tables_say(all_folds):
     _, alone, folder, _ = all_folds
-    for place, words in ((alone, "held out, stratified by class"), (folder, "held out once, from one of five")):
+    for place, words in ((alone, "held out, stratified by class"), (folder, "the model that held it out")):
         text = (place / "summary.md").read_text("utf-8")
         results = json.loads((place / "metrics.json").read_text("utf-8"))
         flat = " ".join(text.split())

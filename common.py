@@ -401,7 +401,7 @@ def list_variables(model):
 def save_checkpoint(model, history, file):
     """Write the history, a row for each finished epoch, and all variables."""
     with explain_write_errors(file), replace(file) as temporary:
-        np.savez(temporary, history, *map(np.asarray, list_variables(model)))
+        np.savez(temporary, history, *list_variables(model))  # one copy of one array at a time
 
 
 def load_checkpoint(model, file):

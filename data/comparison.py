@@ -27,7 +27,7 @@ def read_run(folder, place):
     side = results.get("side", "validation")
     row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
     row |= {name: str(value).removesuffix(".0") for name, value in constants.items()}  # 1 and 1.0 are one setting
-    if settings["split"].get("given"):
+    if given := bool(settings["split"].get("given")):
         row["FOLD"] = "other collection" if "TRAINED_ON" in constants else "given split"
     for name, (low, high) in results["ci95"].items():
         row |= {name: results[name], f"{name}_low": low, f"{name}_high": high}
@@ -36,7 +36,6 @@ def read_run(folder, place):
     row["link"] = quote(place.relative_to(folder.parent).as_posix())
     row["films"] = f"{len(split)} films of {split['patient_id'].nunique()} patients"
     known = pd.util.hash_pandas_object(split.filter(["path", "label", "film_sha256"]), index=False)
-    given = row["FOLD"] in ("given split", "other collection")
     row["section"] = f"{known.sum()}, SEED {row['SEED']}, {given}, {side == 'test'}"
     films = films.merge(split[["path", "group"]], on="path", validate="1:1")
     films["malignant"] = films["label"].map(CLASSES.index)

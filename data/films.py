@@ -49,14 +49,13 @@ def list_files(folder):
 
 def list_images(films):
     """Absolute paths of a film, of a list of films, or of all images in a folder. Raises UserError for none."""
-    if not isinstance(films, (str, os.PathLike)):
-        return [Path(os.path.abspath(os.path.expanduser(film))) for film in films]
-    path = Path(os.path.abspath(os.path.expanduser(films)))
-    if not path.is_dir():
-        return [path]
-    if images := sorted(file for file in list_files(path) if is_image(file)):
+    single = isinstance(films, (str, os.PathLike))
+    paths = [Path(os.path.abspath(os.path.expanduser(film))) for film in ([films] if single else films)]
+    if not single or not paths[0].is_dir():
+        return paths
+    if images := sorted(filter(is_image, list_files(paths[0]))):
         return images
-    raise UserError(f"{path} has no image: {', '.join(IMAGE_SUFFIXES)}.")
+    raise UserError(f"{paths[0]} has no image: {', '.join(IMAGE_SUFFIXES)}.")
 
 
 def read_folders(root):
@@ -65,8 +64,9 @@ def read_folders(root):
     held_out = [folders[word] for word in VALIDATION_WORDS if word in folders]
     sides = {root: ""}
     if "train" in folders and held_out:
-        sides = {folders["train"]: "train", folders.get("test"): "test", held_out[0]: "validation"}
-        sides.pop(None, None)
+        sides = {folders["train"]: "train", held_out[0]: "validation"}
+        if "test" in folders:  # alone, it is validation already
+            sides.setdefault(folders["test"], "test")
     tops = {top: split for side, split in sides.items() for top in side.iterdir()}
     classes = {top: label for top in tops if top.is_dir()
                for label in CLASSES if top.name.lower().startswith(label)}

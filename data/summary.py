@@ -60,10 +60,8 @@ def describe_data(settings, split):
         parts.append(f"They were scored by what was trained on other films ({constants['TRAINED_ON']}).")
     if "folds" in settings:
         parts.append("Five models were trained, each without another fifth of its patients, stratified by class.")
-    if "folds" in settings and "TRAINED_ON" in constants:
-        parts.append("The mean of their logits counts.")
-    elif "folds" in settings:
-        parts.append("Every patient was scored by the model that held it out; counts are added, the AUC and the"
+        parts.append("The mean of their logits counts." if "TRAINED_ON" in constants else
+                     "Every patient was scored by the model that held it out; counts are added, the AUC and the"
                      " last two rows are means of the folds.")
     elif "TRAINED_ON" not in constants:
         how = "A fifth of the patients was held out, stratified by class"

@@ -471,6 +471,12 @@ def test_predict_with_all_folds_is_the_mean_logit_of_their_models(all_folds):
 # ---- another collection ------------------------------------------------------------------------
 
 
+def write_noise(file, rng):
+    """A film of smooth noise, 240 x 200."""
+    noise = common.cv2.resize(rng.random((20, 20)), (200, 240), interpolation=common.cv2.INTER_CUBIC)
+    assert common.cv2.imwrite(str(file), (noise.clip(0, 1) * 255).astype(np.uint8))
+
+
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
     """(run, folder, console) of the tiny run on 20 films of noise, 2 copies of training films, 1 patient of it."""
@@ -482,8 +488,7 @@ def validated(tmp_path_factory):
     rows = [(f"{number}.png", common.CLASSES[number // 2 % 2], f"new {number // 2}") for number in range(20)]
     rows.append(("known.png", "benign", trained["patient_id"][0]))
     for name, *_ in rows:
-        noise = common.cv2.resize(rng.random((20, 20)), (200, 240), interpolation=common.cv2.INTER_CUBIC)
-        assert common.cv2.imwrite(str(place / name), (noise.clip(0, 1) * 255).astype(np.uint8))
+        write_noise(place / name, rng)
     films = Path(finish_run()[0].DATA_DIR)
     for number, path in enumerate(trained["path"][5:7]):
         image = common.cv2.imread(str(films / path), common.cv2.IMREAD_UNCHANGED)
@@ -519,8 +524,7 @@ def test_validation_where_names_mean_someone_else(validated, tmp_path):
     for number in range(4):
         file = tmp_path / "other" / common.CLASSES[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        noise = common.cv2.resize(rng.random((20, 20)), (200, 240), interpolation=common.cv2.INTER_CUBIC)
-        assert common.cv2.imwrite(str(file), (noise.clip(0, 1) * 255).astype(np.uint8))
+        write_noise(file, rng)
     table = split.assign(patient_id=[f"{common.CLASSES[number % 2]}/{number}.png" for number in range(len(split))])
     table.to_csv(tmp_path / "outputs" / run.name / "split.csv", index=False)
     first = common.validate(tmp_path / "outputs" / run.name, tmp_path / "other")

@@ -27,13 +27,14 @@ from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # read by Keras when it is imported
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # by default off on processors without AVX-512: slower there
 HERE = Path(__file__).resolve().parent
 saved_stderr = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
 try:
     from data import UserError, comparison, duplicates, explain_write_errors, log, metrics, reading, replace
-    from data.duplicates import FOLDS, check_folds, check_sides, group_duplicates, split_patients  # noqa: F401
-    from data.films import CLASSES, check_unseen, find_films, is_synthetic, list_images
+    from data.duplicates import FOLDS, check_folds, check_sides, group_duplicates, leave_out_known, split_patients  # noqa: F401
+    from data.films import CLASSES, absolute, check_unseen, find_films, is_synthetic, list_images
     from data.figures import (describe_held_out, draw_calibration, draw_cases, draw_confusion_matrix,
                               draw_roc_curve, draw_training_curves, overlay_map, select_cases, write_figure,
                               write_overlay)
@@ -51,6 +52,7 @@ try:
     import tensorflow as tf
     from scipy import special
     from tensorflow.python.framework.ops import gradient_registry
+    from tensorflow.python.util._pywrap_util_port import IsMklEnabled as is_onednn_on
 
 except ImportError as missing:
     if ".so" in str(missing):
@@ -166,29 +168,37 @@ def start(constants):
     console, settings = open_console(), check_constants(constants)
     tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
     reset_keras(settings)
-    log.info("device: %s, %s", describe_device(), keras.config.dtype_policy().name)
+    log.info("device: %s; training in %s", describe_device(), " because ".join(choose_precision(settings)))
     return settings, console
+
+
+def choose_precision(settings):
+    """(Keras' dtype policy of the training, why): "auto" takes 16 bits where tensor cores multiply them faster."""
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    mixed, reason = settings.MIXED_PRECISION, f"MIXED_PRECISION is {settings.MIXED_PRECISION}"
+    if mixed == "auto":  # tensor cores came with compute capability 7
+        mixed = bool(gpus) and all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in gpus)
+        reason = f"{'all' if mixed else 'not all'} GPUs have tensor cores" if gpus else "there is no GPU"
+    sixteen_bits = "mixed_float16" if gpus else "mixed_bfloat16"  # which processors multiply, and needs no scaling
+    return sixteen_bits if mixed else "float32", reason
 
 
 def reset_keras(settings):
     """Put Keras and all random generators into the state in which every training starts."""
-    mixed, gpus = settings.MIXED_PRECISION, tf.config.list_physical_devices("GPU")
-    if mixed == "auto":  # tensor cores came with compute capability 7
-        details = map(tf.config.experimental.get_device_details, gpus)
-        mixed = bool(gpus) and all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in details)
     keras.backend.clear_session()  # which resets strategy and dtype policy, too
     gc.collect()  # models and datasets refer to themselves: without this, memory grows from fold to fold
     keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json has
     keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
+    keras.config.set_dtype_policy(choose_precision(settings)[0])
     keras.utils.set_random_seed(settings.SEED)
-    if len(gpus) > 1:  # each gets an equal part of every batch
+    if len(tf.config.list_physical_devices("GPU")) > 1:  # each gets an equal part of every batch
         tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy())
 
 
 def describe_device():
     gpus = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-    return ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or f"CPU with {os.cpu_count()} cores"
+    cpu = f"CPU with {os.cpu_count()} cores, oneDNN {'on' if is_onednn_on() else 'off'}"
+    return ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or cpu
 
 
 def list_folds(films, settings, console):
@@ -373,9 +383,13 @@ def name_run(settings, films, model, weights):
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
                 weights["sha256"], CODE, [getattr(settings, name) for name in names],
                 [module.__version__ for module in (tf, keras, np, scipy)]]
-    digest = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     percent = 100 * settings.UNFROZEN_FRACTION
-    return settings.OUTPUT_DIR / f"{model.name}-unfrozen{percent:g}-{digest[:6]}"
+    return settings.OUTPUT_DIR / f"{model.name}-unfrozen{percent:g}-{hash_to_digits(decisive)}"
+
+
+def hash_to_digits(decisive):
+    """Six hexadecimal digits of what JSON can hold."""
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:6]
 
 
 def name_unfinished(folder):
@@ -426,7 +440,7 @@ def compile_model(model, steps, settings):
 
 
 def train(model, training, validation, steps, settings, folder):
-    """Fit all epochs: a table of epoch, loss, accuracy, val_loss, val_accuracy, seconds.
+    """Fit all epochs: (trained, history), see to_float32; a table of LOGS for each epoch, and seconds.
 
     The model ends with, and every epoch is validated with, averaged weights: those of the last step alone are a
     lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. After every epoch a checkpoint is
@@ -466,7 +480,16 @@ def train(model, training, validation, steps, settings, folder):
         raise UserError("training diverged, its numbers are not finite: lower LEARNING_RATE.")
     history = pd.DataFrame(rows, columns=[*LOGS, "seconds"])
     history.insert(0, "epoch", range(1, settings.EPOCHS + 1))
-    return history
+    return to_float32(model), history
+
+
+def to_float32(model):
+    """The model without its optimizer, in 32 bits, so that it says the same on any machine."""
+    trained, description = keras.Model(model.inputs[0], model.output, name=model.name), model.to_json()
+    if "float16" in description:
+        trained = keras.models.model_from_json(re.sub("mixed_b?float16", "float32", description))
+        trained.set_weights(model.get_weights())
+    return trained
 
 
 # ---- evaluation --------------------------------------------------------------------------------
@@ -536,11 +559,6 @@ def evaluate(models, images, films, settings):
     return results
 
 
-def measure(labels, probabilities, patients, seed=0):
-    """Every metric at THRESHOLD with its 95 % interval over patients, as a dict; see data.metrics.measure."""
-    return metrics.measure(labels, probabilities, patients, seed, THRESHOLD)
-
-
 def list_scores(predictions, films):
     """What data.metrics measures: labels (1 malignant), probabilities, patients, and folds or None, as a dict."""
     return {"labels": predictions["label"].eq("malignant").to_numpy(int),
@@ -603,12 +621,6 @@ def write_json(content, file):
     file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def write_split(films, side, folder, note):
-    """Write split.csv; side: the column that tells who was held out."""
-    columns = ["path", "label", "patient_id", side, "group", "film_sha256"]
-    write_table(films[columns], folder / "split.csv", note)
-
-
 def write_leaks(films, folder):
     """Write leaks.csv, if there are any: validation films left out, and what they show of the training side."""
     leaks = films[films["trained_on"] != ""]
@@ -635,8 +647,8 @@ def make_folder(folder):
     log.info("finished: %s", shorten(folder))
 
 
-def write_results(folder, settings, films, images, predictions, maps, title, note):
-    """Write what is the same for one fold and for all: predictions, metrics, their figures and the overlays."""
+def write_side(folder, settings, films, images, predictions, maps, title, note):
+    """Write what one side of a split gave: predictions, metrics, their figures and the overlays."""
     (folder / "gradcam").mkdir(parents=True)
     results, scores = score(predictions, maps, films, settings) | {"note": note}, list_scores(predictions, films)
     write_table(predictions, folder / "predictions.csv", note)
@@ -658,26 +670,32 @@ def write_results(folder, settings, films, images, predictions, maps, title, not
         write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note)
 
 
-def write_run(folder, settings, films, images, fingerprints, model, weights, history, results, console):
-    """Write all files of a run, then give their folder its name, and remove the checkpoint."""
+def write_results(folder, settings, films, images, results, recorded, held_out="split"):
+    """Write what the result of a fold, of all and of another collection share; recorded: for settings.json."""
+    note = recorded["note"]
+    for side, (predictions, maps) in results.items():
+        place = folder / "test" if side == "test" else folder
+        write_side(place, settings, films, images, predictions, maps, recorded["title"], note)
+    columns = ["path", "label", "patient_id", held_out, "group", "film_sha256"]
+    write_table(films[columns], folder / "split.csv", note)
+    write_leaks(films, folder)
+    write_json(recorded, folder / "settings.json")
+    write_summary(folder)
+
+
+def write_run(folder, settings, films, images, fingerprints, model, trained, weights, history, results, console):
+    """Write all files of a run, and remove the checkpoint; trained, history: see train; results: see evaluate."""
     notes = ["synthetic phantoms"] * is_synthetic(films) + [weights["origin"]] * (not weights["pretrained"])
     note, facts = "; ".join(notes), describe_model(model, settings)
     title = "{backbone}, top {unfrozen_layers} of {layers} layers trained".format(**facts)
+    recorded = describe_run(settings, films, console) | {"note": note, "title": title, "model": facts}
+    recorded |= {"weights": weights, "seconds": {"training": round(history["seconds"].iloc[-1], 1)}}
     with make_folder(folder) as new:
-        for side, (predictions, maps) in results.items():
-            place = new / "test" if side == "test" else new
-            write_results(place, settings, films, images, predictions, maps, title, note)
+        write_results(new, settings, films, images, results, recorded)
         write_figure(draw_training_curves(history), new / "training_curves.png", title, note)
         write_table(history.drop(columns="seconds"), new / "history.csv", note)
-        write_split(films, "split", new, note)
-        write_leaks(films, new)
         np.save(new / "fingerprints.npy", fingerprints)
-        # without the optimizer, which would be two thirds of the file
-        keras.Model(model.inputs[0], model.output, name=model.name).save(new / "model.keras")
-        recorded = describe_run(settings, films, console) | {"note": note, "title": title, "model": facts}
-        recorded |= {"weights": weights, "seconds": {"training": round(history["seconds"].iloc[-1], 1)}}
-        write_json(recorded, new / "settings.json")
-        write_summary(new)
+        trained.save(new / "model.keras")
     fold = films["fold"][films["split"].eq("validation")].iloc[0]
     if settings.FOLD == "all" and fold and (left := FOLDS - 1 - int(fold)):
         minutes = left * history["seconds"].max() / 60
@@ -714,8 +732,8 @@ def pool_folds(folders, films, images, fingerprints, settings):
     """
     if len(folders) == 1:
         return folders[0]
-    digest = hashlib.sha256("".join(folder.name for folder in folders).encode()).hexdigest()
-    folder = folders[0].with_name(f"{folders[0].name.rpartition('-')[0]}-all-{digest[:6]}")
+    digits = hash_to_digits([folder.name for folder in folders])
+    folder = folders[0].with_name(f"{folders[0].name.rpartition('-')[0]}-all-{digits}")
     if is_complete(folder):
         return folder
     try:
@@ -729,13 +747,11 @@ def pool_folds(folders, films, images, fingerprints, settings):
     predictions["fold"] = films["fold"]
     recorded = records[-1] | {"folds": [part.name for part in folders], "split": {"given": False}}
     recorded["seconds"] = {"training": sum(record["seconds"]["training"] for record in records)}
-    recorded["constants"]["FOLD"], note = "all", recorded.pop("note")
+    recorded["constants"]["FOLD"] = "all"
+    recorded["title"] += ", all folds"
     with make_folder(folder) as new:
-        write_results(new, settings, films, images, predictions, maps, f"{recorded['title']}, all folds", note)
-        write_split(films, "fold", new, note)
+        write_results(new, settings, films, images, {"all folds": (predictions, maps)}, recorded, held_out="fold")
         np.save(new / "fingerprints.npy", fingerprints)
-        write_json({"note": note} | recorded, new / "settings.json")
-        write_summary(new)
     return folder
 
 
@@ -753,7 +769,7 @@ def load_run(run):
 
     recorded: its settings.json. A path counts from the working directory. Raises UserError.
     """
-    run = Path(os.path.abspath(os.path.expanduser(run)))
+    run = absolute(run)
     folder = run if run.is_dir() else run.parent
     try:
         recorded = json.loads((folder / "settings.json").read_text("utf-8"))
@@ -811,39 +827,23 @@ def validate(run, data_dir):
     source, models, recorded = load_run(run)
     if not {*Settings._fields} <= {*recorded["constants"]} or not (source / "fingerprints.npy").is_file():
         raise UserError(f"{source} is no run, or was made by an older version: run its script again.")
-    data_dir, trained_on = Path(os.path.abspath(os.path.expanduser(data_dir))), recorded["constants"]["DATA_DIR"]
-    constants = {name: recorded["constants"][name] for name in Settings._fields}
-    settings = Settings(**constants | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent})
+    data_dir, trained_on = absolute(data_dir), recorded["constants"]["DATA_DIR"]
+    constants = recorded["constants"] | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent}
+    settings = Settings(*map(constants.get, Settings._fields))
     films = find_films(data_dir).assign(split="validation")
     films, images, fingerprints = read_films(films, data_dir, settings.CROP, settings.OUTPUT_DIR)
-    numbered = films["patient_from"].isin(["unknown", "PatientID"])  # such names mean something else elsewhere
-    films["patient_id"] = films["patient_id"].mask(numbered, f"{data_dir.name}: " + films["patient_id"])
-    seen = pd.read_csv(source / "split.csv", dtype=str, keep_default_na=False).assign(left_out="")
-    rows = np.flatnonzero(seen.get("split", pd.Series("train", seen.index)) == "train")  # of all folds, all films
-    both = pd.concat([films, seen.iloc[rows].assign(split="train")], ignore_index=True)
-    prints = np.concatenate([fingerprints, np.load(source / "fingerprints.npy")[rows]])
-    films = split_patients(group_duplicates(both, prints), None, settings.SEED).iloc[: len(films)]
-    named = films["trained_on"].ne("") & films["patient_id"].isin(seen["patient_id"].iloc[rows])
-    if named.any():
-        log.warning("%d of the films that are left out have a patient_id of the training side: where it means"
-                    " another patient here, change it in labels.csv", named.sum())
+    films = leave_out_known(films, fingerprints, data_dir.name, source)
     if films["split"].ne("validation").all():
         write_leaks(films, settings.OUTPUT_DIR)
         raise UserError(f"{data_dir} has no film that {source.name} was not trained on (leaks.csv).")
     check_sides(films, ["validation"])
-    predictions, maps = evaluate(models, images, films, settings)["validation"]
     notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]
     note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
-    digest = hashlib.sha256("".join(films["film_sha256"]).encode()).hexdigest()
-    folder = source.with_name(f"{source.name}-on-{data_dir.name}-{digest[:6]}")
+    folder = source.with_name(f"{source.name}-on-{data_dir.name}-{hash_to_digits(films['film_sha256'].tolist())}")
     recorded |= describe_run(settings, films, console) | {"note": note, "title": title, "seconds": {}}
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
     with make_folder(folder) as new:
-        write_results(new, settings, films, images, predictions, maps, title, note)
-        write_split(films, "split", new, note)
-        write_leaks(films, new)
-        write_json(recorded, new / "settings.json")
-        write_summary(new)
+        write_results(new, settings, films, images, evaluate(models, images, films, settings), recorded)
     show_results(folder)
     compare(settings.OUTPUT_DIR)
     return folder

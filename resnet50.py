@@ -51,10 +51,10 @@ def main():
         folder = common.name_run(settings, split, model, weights)
         if not common.is_complete(folder):
             training, validation, steps = common.make_datasets(images, split, settings)
-            history = common.train(model, training, validation, steps, settings, folder)
-            results = common.evaluate([model], images, split, settings)
-            common.write_run(folder, settings, split, images, fingerprints, model, weights, history, results,
-                             console)
+            trained, history = common.train(model, training, validation, steps, settings, folder)
+            results = common.evaluate([trained], images, split, settings)
+            common.write_run(folder, settings, split, images, fingerprints, model, trained, weights, history,
+                             results, console)
         folders.append(folder)
     folder = common.pool_folds(folders, split, images, fingerprints, settings)
     common.show_results(folder)

@@ -4,6 +4,7 @@ from itertools import combinations_with_replacement, product
 
 import cv2
 import numpy as np
+import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
@@ -139,11 +140,30 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
     if films["trained_on"].ne("").any() and not films["split"].eq("validation").any():
         raise UserError(f"nothing is left of the validation side{left_out} (leaks.csv names them): move whole"
                         " patients to that side, or remove the split, so that FOLD holds patients out.")
-    kept = films[films["left_out"].eq("")]
-    for number, fold in kept.groupby("fold"):
-        if every_fold and fold["label"].nunique() < films["label"].nunique():
+    folds = films[films["left_out"].eq("")].groupby("fold") if every_fold else []
+    for number, fold in folds:
+        if fold["label"].nunique() < films["label"].nunique():
             raise UserError(f"fold {number} has films of one class only{left_out}: add patients, or run the other"
                             " folds one by one.")
     for side, label in product((*sides, *{"test"} & {*films["split"]}), films["label"].unique()):
         if not (films["split"].eq(side) & films["label"].eq(label)).any():
             raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")
+
+
+def leave_out_known(films, fingerprints, collection, source):
+    """The films of another collection as split_patients() gives them, without what a run was trained on.
+
+    films: with split "validation"; collection: its name; source: the folder of the run.
+    """
+    numbered = films["patient_from"].isin(["unknown", "PatientID"])  # such names mean something else elsewhere
+    films["patient_id"] = films["patient_id"].mask(numbered, f"{collection}: " + films["patient_id"])
+    seen = pd.read_csv(source / "split.csv", dtype=str, keep_default_na=False).assign(left_out="")
+    rows = np.flatnonzero(seen.get("split", pd.Series("train", seen.index)) == "train")  # of all folds, all films
+    both = pd.concat([films, seen.iloc[rows].assign(split="train")], ignore_index=True)
+    prints = np.concatenate([fingerprints, np.load(source / "fingerprints.npy")[rows]])
+    films = split_patients(group_duplicates(both, prints), None, None).iloc[: len(films)]
+    named = films["trained_on"].ne("") & films["patient_id"].isin(seen["patient_id"].iloc[rows])
+    if named.any():
+        log.warning("%d of the films that are left out have a patient_id of the training side: where it means"
+                    " another patient here, change it in labels.csv", named.sum())
+    return films

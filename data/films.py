@@ -47,15 +47,19 @@ def list_files(folder):
             yield from list_files(path) if path.is_dir() and not path.is_symlink() else [path]
 
 
+def absolute(path):
+    """The Path of a file or a folder; what is relative counts from the working directory."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
 def list_images(films):
     """Absolute paths of a film, of a list of films, or of all images in a folder. Raises UserError for none."""
-    single = isinstance(films, (str, os.PathLike))
-    paths = [Path(os.path.abspath(os.path.expanduser(film))) for film in ([films] if single else films)]
-    if not single or not paths[0].is_dir():
-        return paths
-    if images := sorted(filter(is_image, list_files(paths[0]))):
-        return images
-    raise UserError(f"{paths[0]} has no image: {', '.join(IMAGE_SUFFIXES)}.")
+    if not isinstance(films, (str, os.PathLike)):
+        return [absolute(film) for film in films]
+    path = absolute(films)
+    if path.is_dir() and not (images := sorted(filter(is_image, list_files(path)))):
+        raise UserError(f"{path} has no image: {', '.join(IMAGE_SUFFIXES)}.")
+    return images if path.is_dir() else [path]
 
 
 def read_folders(root):

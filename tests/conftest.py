@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the same answers on every machine
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as common.py has it, whichever of the two is imported first
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 

@@ -96,8 +96,8 @@ def test_what_is_recorded_of_the_model_is_what_the_model_says(tmp_path):
     finally:
         prepare(tmp_path)
     assert facts["xla"] is bool(model.jit_compile) is False
-    assert facts["floats"] == ["float16", "float32"]
-    assert model.get_layer("high").compute_dtype == "float16"
+    assert facts["floats"] == ["bfloat16", "float32"]
+    assert model.get_layer("high").compute_dtype == "bfloat16"
     assert facts["devices"] == 1
 
 

@@ -234,8 +234,8 @@ def fit(tmp_path):
             tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(devices))
         model, _ = build_tiny(settings, films)
         training, validation, steps = common.make_datasets(images, films, settings)
-        history = common.train(model, source or training, validation, steps, settings, tmp_path / folder)
-        predictions, _ = common.evaluate([model], images, films, settings)["validation"]
+        trained, history = common.train(model, source or training, validation, steps, settings, tmp_path / folder)
+        predictions, _ = common.evaluate([trained], images, films, settings)["validation"]
         return history, predictions, model, [len(batch) for batch, *_ in training(0).take(steps)]
 
     yield call
@@ -268,8 +268,8 @@ def test_the_weights_are_an_average_over_about_the_last_epoch(tmp_path, batch_si
     model, _ = build_tiny(settings, films)
     training, validation, steps = common.make_datasets(images, films, settings)
     assert steps == 26 / batch_size
-    history = common.train(model, training, validation, steps, settings, tmp_path / "run")
-    predictions, _ = common.evaluate([model], images, films, settings)["validation"]
+    trained, history = common.train(model, training, validation, steps, settings, tmp_path / "run")
+    predictions, _ = common.evaluate([trained], images, films, settings)["validation"]
 
     prepare(tmp_path)  # the same random numbers again
     plain, _ = build_tiny(settings, films)
@@ -342,13 +342,25 @@ def test_two_devices_get_full_batches(tmp_path):
     assert np.allclose(weights, [14 / 9] * 9 + [0] * 5), "their mean is that over the films"
 
 
-def test_mixed_precision_keeps_weights_probabilities_and_metrics_in_32_bits(fit):
-    _, predictions, model, _ = fit(MIXED_PRECISION=True, EPOCHS=1)
-    assert model.get_layer("high").compute_dtype == "float16"
+@pytest.mark.parametrize("floats", ["bfloat16", "float16"])
+def test_training_in_16_bits_keeps_weights_in_32_and_is_evaluated_in_32(fit, tmp_path, monkeypatch, floats):
+    """What training left is scored as the saved model scores it: as the same network built in 32 bits."""
+    monkeypatch.setattr(common, "choose_precision", lambda settings: (f"mixed_{floats}", "of the test"))
+    history, predictions, model, _ = fit(EPOCHS=2)
+    assert model.get_layer("high").compute_dtype == floats
+    assert model.get_layer("probability").compute_dtype == "float32"
     assert {weight.dtype for weight in model.weights} == {"float32"}
-    assert model.output.dtype == "float32"
-    assert predictions["probability"].nunique() == len(predictions)
-    assert fit(MIXED_PRECISION=True, EPOCHS=1)[1].equals(predictions), "from its checkpoint"
+    assert history["loss"].nunique() == 2, "it learned something"
+    fit("parts", EPOCHS=1)
+    assert fit("parts", EPOCHS=2)[1].equals(predictions), "from its checkpoint"
+    weights, pixels = model.get_weights(), to_pixels(make_noise(35)[26:])
+    rounded = model(pixels, training=False).numpy()[:, 0]
+    monkeypatch.undo()
+    plain, _ = build_tiny(prepare(tmp_path), make_films(np.arange(35) % 2, held_out=9))
+    plain.set_weights(weights)
+    exact = plain(pixels, training=False).numpy()[:, 0]
+    assert np.allclose(predictions["probability"], exact, rtol=1e-6)
+    assert not np.allclose(rounded, exact, rtol=1e-6)
 
 
 def test_a_step_is_traced_once_though_the_last_batch_is_smaller(fit, monkeypatch):
@@ -387,7 +399,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_a_sentence(fit):
     def exhaust(first):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    with pytest.raises(common.UserError, match=r"^out of memory \(CPU with \d+ cores\): lower BATCH_SIZE"):
+    with pytest.raises(common.UserError, match=r"^out of memory \(CPU with .*\): lower BATCH_SIZE"):
         fit(source=exhaust, EPOCHS=1)
 
 
@@ -426,14 +438,22 @@ def test_a_full_disk_is_a_sentence_and_costs_no_earlier_epoch(fit, tmp_path):
     assert len(fit(EPOCHS=2)[0]) == 2
 
 
-def test_auto_is_16_bits_where_all_gpus_have_tensor_cores(tmp_path, monkeypatch):
+def test_auto_is_16_bits_where_all_gpus_have_tensor_cores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
     try:
-        for gpus, policy in (([(7, 0)], "mixed_float16"), ([(6, 1)], "float32"), ([(8, 6), (6, 1)], "float32"),
-                             ([], "float32")):
+        for mixed, gpus, policy, reason in (
+            ("auto", [(7, 0)], "mixed_float16", "all GPUs have tensor cores"),
+            ("auto", [(6, 1)], "float32", "not all GPUs have tensor cores"),
+            ("auto", [(8, 6), (6, 1)], "float32", "not all GPUs have tensor cores"),
+            ("auto", [], "float32", "there is no GPU"),
+            (True, [(6, 1)], "mixed_float16", "MIXED_PRECISION is True"),
+            (True, [], "mixed_bfloat16", "MIXED_PRECISION is True"),
+            (False, [(7, 0)], "float32", "MIXED_PRECISION is False"),
+        ):
             monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind, gpus=gpus: gpus)
-            prepare(tmp_path)
+            prepare(tmp_path, MIXED_PRECISION=mixed)
             assert keras.config.dtype_policy().name == policy
+            assert f"training in {policy} because {reason}\n" in capsys.readouterr().out
     finally:
         keras.config.set_dtype_policy("float32")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # read by Keras when it is imported
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # by default off on processors without AVX-512: slower there
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on many processors, and slower there
 HERE = Path(__file__).resolve().parent
 saved_stderr = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
@@ -173,13 +173,13 @@ def start(constants):
 
 
 def choose_precision(settings):
-    """(Keras' dtype policy of the training, why): "auto" takes 16 bits where tensor cores multiply them faster."""
+    """(Keras' dtype policy of the training, why): "auto" takes 16 bits where all GPUs multiply them faster."""
     gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
     mixed, reason = settings.MIXED_PRECISION, f"MIXED_PRECISION is {settings.MIXED_PRECISION}"
     if mixed == "auto":  # tensor cores came with compute capability 7
         mixed = bool(gpus) and all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in gpus)
-        reason = f"{'all' if mixed else 'not all'} GPUs have tensor cores" if gpus else "there is no GPU"
-    sixteen_bits = "mixed_float16" if gpus else "mixed_bfloat16"  # which processors multiply, and needs no scaling
+        reason = f"{'all' if mixed else 'not all'} GPUs have compute capability 7" if gpus else "there is no GPU"
+    sixteen_bits = "mixed_float16" if gpus else "mixed_bfloat16"  # processors do not multiply float16
     return sixteen_bits if mixed else "float32", reason
 
 
@@ -388,7 +388,7 @@ def name_run(settings, films, model, weights):
 
 
 def hash_to_digits(decisive):
-    """Six hexadecimal digits of what JSON can hold."""
+    """Six hexadecimal digits of the SHA-256 of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:6]
 
 
@@ -440,7 +440,7 @@ def compile_model(model, steps, settings):
 
 
 def train(model, training, validation, steps, settings, folder):
-    """Fit all epochs: (trained, history), see to_float32; a table of LOGS for each epoch, and seconds.
+    """Fit all epochs: (trained, history), the model as to_float32 gives it, and a table of epoch, LOGS, seconds.
 
     The model ends with, and every epoch is validated with, averaged weights: those of the last step alone are a
     lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. After every epoch a checkpoint is
@@ -484,9 +484,9 @@ def train(model, training, validation, steps, settings, folder):
 
 
 def to_float32(model):
-    """The model without its optimizer, in 32 bits, so that it says the same on any machine."""
-    trained, description = keras.Model(model.inputs[0], model.output, name=model.name), model.to_json()
-    if "float16" in description:
+    """The model without its optimizer, computing in 32 bits, whatever it was trained in."""
+    trained = keras.Model(model.inputs[0], model.output, name=model.name)
+    if "float16" in (description := trained.to_json()):
         trained = keras.models.model_from_json(re.sub("mixed_b?float16", "float32", description))
         trained.set_weights(model.get_weights())
     return trained
@@ -671,7 +671,7 @@ def write_side(folder, settings, films, images, predictions, maps, title, note):
 
 
 def write_results(folder, settings, films, images, results, recorded, held_out="split"):
-    """Write what the result of a fold, of all and of another collection share; recorded: for settings.json."""
+    """Write the files that every result has; recorded: settings.json; held_out: the column of who was held out."""
     note = recorded["note"]
     for side, (predictions, maps) in results.items():
         place = folder / "test" if side == "test" else folder
@@ -821,7 +821,7 @@ def validate(run, data_dir):
     """Score a second labelled collection with a run; returns the folder <run>-on-<collection>-<digits> beside it.
 
     data_dir: any layout that DATA_DIR takes; it counts from the working directory. Films that show a picture or
-    have a patient_id that the run was trained on are left out (leaks.csv); a PatientID of DICOM is no such id.
+    have a patient_id that the run was trained on are left out (leaks.csv); dicom_00001 and so on are no such ids.
     """
     console = open_console()
     source, models, recorded = load_run(run)
@@ -833,17 +833,18 @@ def validate(run, data_dir):
     films = find_films(data_dir).assign(split="validation")
     films, images, fingerprints = read_films(films, data_dir, settings.CROP, settings.OUTPUT_DIR)
     films = leave_out_known(films, fingerprints, data_dir.name, source)
+    write_leaks(films, settings.OUTPUT_DIR)
     if films["split"].ne("validation").all():
-        write_leaks(films, settings.OUTPUT_DIR)
         raise UserError(f"{data_dir} has no film that {source.name} was not trained on (leaks.csv).")
     check_sides(films, ["validation"])
+    results = evaluate(models, images, films, settings)
     notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]
     note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
     folder = source.with_name(f"{source.name}-on-{data_dir.name}-{hash_to_digits(films['film_sha256'].tolist())}")
     recorded |= describe_run(settings, films, console) | {"note": note, "title": title, "seconds": {}}
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
     with make_folder(folder) as new:
-        write_results(new, settings, films, images, evaluate(models, images, films, settings), recorded)
+        write_results(new, settings, films, images, results, recorded)
     show_results(folder)
     compare(settings.OUTPUT_DIR)
     return folder

@@ -151,12 +151,13 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
 
 
 def leave_out_known(films, fingerprints, collection, source):
-    """The films of another collection as split_patients() gives them, without what a run was trained on.
+    """The films of another collection as split_patients() gives them: what a run was trained on is left out.
 
-    films: with split "validation"; collection: its name; source: the folder of the run.
+    films: with split "validation"; collection: its name; source: the folder of the run, whose patients and
+    pictures on the training side are looked for. Paths and numbers that stand for a patient get the name before.
     """
-    numbered = films["patient_from"].isin(["unknown", "PatientID"])  # such names mean something else elsewhere
-    films["patient_id"] = films["patient_id"].mask(numbered, f"{collection}: " + films["patient_id"])
+    numbered = films["patient_from"].eq("unknown") | films["patient_id"].str.startswith("dicom_")
+    films = films.assign(patient_id=films["patient_id"].mask(numbered, f"{collection}: " + films["patient_id"]))
     seen = pd.read_csv(source / "split.csv", dtype=str, keep_default_na=False).assign(left_out="")
     rows = np.flatnonzero(seen.get("split", pd.Series("train", seen.index)) == "train")  # of all folds, all films
     both = pd.concat([films, seen.iloc[rows].assign(split="train")], ignore_index=True)

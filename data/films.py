@@ -53,7 +53,7 @@ def absolute(path):
 
 
 def list_images(films):
-    """Absolute paths of a film, of a list of films, or of all images in a folder. Raises UserError for none."""
+    """Absolute paths of a film, of a list of films, or of all images in a folder: UserError if it has none."""
     if not isinstance(films, (str, os.PathLike)):
         return [absolute(film) for film in films]
     path = absolute(films)

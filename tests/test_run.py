@@ -532,7 +532,13 @@ def test_validation_where_names_mean_someone_else(validated, tmp_path):
     shutil.copytree(tmp_path / "other", tmp_path / "again" / "other")
     (tmp_path / "again" / "other" / "benign" / "0.png").unlink()
     shutil.copy(tmp_path / "other" / "benign" / "2.png", tmp_path / "again" / "other" / "benign" / "9.png")
+    numbers = [f"dicom_{number:05d}" for number in range(len(split))]  # two hospitals count alike
+    split.assign(patient_id=numbers).to_csv(tmp_path / "outputs" / run.name / "split.csv", index=False)
+    films = sorted((tmp_path / "again" / "other").rglob("*.png"))
+    pd.DataFrame({"path": films, "label": [film.parent.name for film in films],
+                  "patient_id": numbers[: len(films)]}).to_csv(tmp_path / "again" / "other" / "labels.csv")
     second = common.validate(tmp_path / "outputs" / run.name, tmp_path / "again" / "other")
+    assert len(pd.read_csv(second / "predictions.csv")) == len(films) == 4
     assert first != second, "another collection of the same name"
     with pytest.raises(common.UserError, match="cannot be loaded"):
         common.validate(first, tmp_path / "other")

@@ -36,7 +36,7 @@ def build_backbone(weights):
 
 
 def main():
-    """Train, evaluate and explain; returns the folder of the run."""
+    """Read the films, run one fold or all of them, show the result; returns its folder."""
     settings, console = common.start(globals())
     films = common.find_films(settings.DATA_DIR)
     common.check_folds(films)
@@ -46,19 +46,24 @@ def main():
         split = common.split_patients(films, fold, settings.SEED)
         common.write_leaks(split, settings.OUTPUT_DIR)
         common.check_sides(split, every_fold=settings.FOLD == "all")
-        backbone, weights = common.load_backbone(build_backbone, split, settings)
-        model = common.build_model(backbone, weights, settings)
-        folder = common.name_run(settings, split, model, weights)
-        if not common.is_complete(folder):
-            training, validation, steps = common.make_datasets(images, split, settings)
-            trained, history = common.train(model, training, validation, steps, settings, folder)
-            results = common.evaluate([trained], images, split, settings)
-            common.write_run(folder, settings, split, images, fingerprints, model, trained, weights, history,
-                             results, console)
-        folders.append(folder)
+        folders.append(run_fold(split, images, fingerprints, settings, console))
     folder = common.pool_folds(folders, split, images, fingerprints, settings)
     common.show_results(folder)
     common.compare(settings.OUTPUT_DIR)
+    return folder
+
+
+def run_fold(films, images, fingerprints, settings, console):
+    """Train, evaluate and explain one split; returns its folder. What it needed is freed before the next."""
+    backbone, weights = common.load_backbone(build_backbone, films, settings)
+    model = common.build_model(backbone, weights, settings)
+    folder = common.name_run(settings, films, model, weights)
+    if not common.is_complete(folder):
+        training, validation, steps = common.make_datasets(images, films, settings)
+        trained, history = common.train(model, training, validation, steps, settings, folder)
+        results = common.evaluate([trained], images, films, settings)
+        common.write_run(folder, settings, films, images, fingerprints, model, trained, weights, history, results,
+                         console)
     return folder
 
 

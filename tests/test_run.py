@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -218,11 +219,23 @@ def all_folds(tmp_path_factory, phantoms):
     place = tmp_path_factory.mktemp("all")
     phantoms["make_phantoms"](place / "films", benign=6, malignant=6)
     script, console = import_tiny(place, place / "films", FOLD=3, EPOCHS=1), io.StringIO()
-    with contextlib.redirect_stdout(console):
+    models, train, script.earlier_models = weakref.WeakSet(), common.train, []
+
+    def watch(model, *arguments):
+        script.earlier_models.append(len(models))
+        models.add(model)
+        return train(model, *arguments)
+
+    with contextlib.redirect_stdout(console), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "train", watch)
         alone = script.main()
         script.FOLD = "all"
         folder = script.main()
     return script, alone, folder, console.getvalue()
+
+
+def test_no_model_of_an_earlier_fold_is_in_memory_while_the_next_trains(all_folds):
+    assert all_folds[0].earlier_models == [0] * 5
 
 
 def test_all_folds_hold_every_patient_out_once_and_are_runs_of_their_own(all_folds):

@@ -2,9 +2,8 @@
 
     python resnet50.py
 
-trains on the films of DATA_DIR and writes metrics, plots, Grad-CAM overlays and the model to a
-folder of its own in OUTPUT_DIR. Edit a constant, run again, compare with vgg16.py.
-Research software, not for clinical use.
+trains on the films of DATA_DIR and writes metrics, plots, Grad-CAM overlays and the model to a folder of its own
+in OUTPUT_DIR. Edit a constant, run again, compare with vgg16.py. Research software, not for clinical use.
 """
 import common  # before Keras: it chooses Keras' backend
 

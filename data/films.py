@@ -57,9 +57,10 @@ def list_images(films):
     if not isinstance(films, (str, os.PathLike)):
         return [absolute(film) for film in films]
     path = absolute(films)
-    if path.is_dir() and not (images := sorted(filter(is_image, list_files(path)))):
+    images = sorted(filter(is_image, list_files(path))) if path.is_dir() else [path]
+    if not images:
         raise UserError(f"{path} has no image: {', '.join(IMAGE_SUFFIXES)}.")
-    return images if path.is_dir() else [path]
+    return images
 
 
 def read_folders(root):
@@ -68,9 +69,8 @@ def read_folders(root):
     held_out = [folders[word] for word in VALIDATION_WORDS if word in folders]
     sides = {root: ""}
     if "train" in folders and held_out:
-        sides = {folders["train"]: "train", held_out[0]: "validation"}
-        if "test" in folders:  # alone, it is validation already
-            sides.setdefault(folders["test"], "test")
+        test = {folders["test"]: "test"} if "test" in folders else {}
+        sides = {folders["train"]: "train", **test, held_out[0]: "validation"}  # which a test alone is
     tops = {top: split for side, split in sides.items() for top in side.iterdir()}
     classes = {top: label for top in tops if top.is_dir()
                for label in CLASSES if top.name.lower().startswith(label)}

@@ -60,7 +60,8 @@ def write_copies(films, images, folder):
 
 def score(labels, probabilities, groups):
     """Accuracy and AUC with their intervals, as text."""
-    results = common.metrics.measure(np.asarray(labels), np.asarray(probabilities), groups)
+    results = common.metrics.measure(
+        np.asarray(labels), np.asarray(probabilities), groups, threshold=common.THRESHOLD)
     return [common.with_interval(results, name) for name in ("accuracy", "auc")]
 
 

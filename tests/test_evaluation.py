@@ -130,7 +130,8 @@ def test_scores_are_those_of_scikit_learn(tmp_path):
     assert {name: results[name] for name in expected} == pytest.approx(expected)
     assert results["validation_images"] == results["validation_patients"] == 60
     assert "pointing_game" not in results, "no film has a box"
-    measured = common.metrics.measure(truth, probabilities, held_out["group"].to_numpy(), settings.SEED)
+    measured = common.metrics.measure(
+        truth, probabilities, held_out["group"].to_numpy(), settings.SEED, settings.THRESHOLD)
     assert measured == {name: results[name] for name in measured}
     assert set(measured["ci95"]) >= {"accuracy", "precision", "recall", "f1", "specificity", "auc"}
 

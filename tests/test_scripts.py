@@ -64,7 +64,8 @@ def test_the_files_agree_with_each_other(finished):
     metrics = json.loads((run / "metrics.json").read_text("utf-8"))
     truth = predictions["label"].eq("malignant").to_numpy(int)
     probabilities = predictions["probability"].to_numpy()
-    measured = common.metrics.measure(truth, probabilities, predictions["patient_id"].to_numpy())
+    measured = common.metrics.measure(
+        truth, probabilities, predictions["patient_id"].to_numpy(), threshold=common.THRESHOLD)
     for key, value in measured.items():
         assert metrics[key] == (pytest.approx(value) if isinstance(value, float) else value) or key == "ci95"
     for key, interval in measured["ci95"].items():

@@ -32,9 +32,11 @@ HERE = Path(__file__).resolve().parent
 saved_stderr = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
 try:
-    from data import UserError, comparison, duplicates, explain_write_errors, log, metrics, reading, replace
-    from data.duplicates import FOLDS, check_folds, check_sides, group_duplicates, leave_out_known, split_patients  # noqa: F401
-    from data.films import CLASSES, absolute, check_unseen, find_films, is_synthetic, list_images
+    from data import UserError, duplicates, explain_write_errors, log, metrics, reading, replace
+    from data.comparison import compare
+    from data.duplicates import (FOLDS, check_folds, check_sides, check_unseen, group_duplicates,  # noqa: F401
+                                 leave_out_known, split_patients)
+    from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
     from data.figures import (describe_held_out, draw_calibration, draw_cases, draw_confusion_matrix,
                               draw_roc_curve, draw_training_curves, overlay_map, select_cases, write_figure,
                               write_overlay)
@@ -178,7 +180,7 @@ def choose_precision(settings):
     mixed, reason = settings.MIXED_PRECISION, f"MIXED_PRECISION is {settings.MIXED_PRECISION}"
     if mixed == "auto":  # tensor cores came with compute capability 7
         mixed = bool(gpus) and all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in gpus)
-        reason = f"{'all' if mixed else 'not all'} GPUs have compute capability 7" if gpus else "there is no GPU"
+        reason = f"{'all' if mixed else 'not all'} GPUs have tensor cores" if gpus else "there is no GPU"
     sixteen_bits = "mixed_float16" if gpus else "mixed_bfloat16"  # processors do not multiply float16
     return sixteen_bits if mixed else "float32", reason
 
@@ -221,7 +223,6 @@ def load_backbone(build_backbone, films, settings):
     """
     source, origin = settings.WEIGHTS, settings.WEIGHTS
     if isinstance(source, Path):
-        check_unseen(source, films.assign(split="validation") if settings.FOLD == "all" else films)
         source, origin = str(source), shorten(source)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # seconds: a network that swallows packets would hang the run
@@ -571,7 +572,7 @@ def score(predictions, maps, films, settings):
     """The content of metrics.json: every metric over films and over patients, and the pointing game."""
     scores, held_out = list_scores(predictions, films), films.loc[predictions.index]
     results = metrics.measure(**scores, seed=settings.SEED, threshold=settings.THRESHOLD)
-    results |= {"validation_images": len(held_out), "validation_patients": held_out["patient_id"].nunique(),
+    results |= {"validation_images": len(held_out), "validation_patients": held_out["group"].nunique(),
                 "side": held_out["split"].iloc[0] if scores["folds"] is None else "all folds"}
     patients = metrics.average_films(**scores)
     if len({*patients["labels"]}) == 2:  # all are malignant where each has a film of both classes
@@ -704,8 +705,8 @@ def write_run(folder, settings, films, images, fingerprints, model, trained, wei
 
 def describe_run(settings, films, console):
     """What settings.json tells of the constants, the films, the machine and the run."""
-    sides = films.groupby(["split", "label"])["patient_id"].agg(["size", "nunique"])
-    collection = {"images": len(films), "patients": films["patient_id"].nunique(),
+    sides = films.groupby(["split", "label"])["group"].agg(["size", "nunique"])
+    collection = {"images": len(films), "patients": films["group"].nunique(),
                   "duplicates": int(films["duplicate"].sum()),
                   "depths": films.groupby("container")["depth"].first().astype(int).to_dict()}
     collection |= {name: films[name].value_counts().to_dict() for name in ("patient_from", "format", "left_out")}
@@ -758,12 +759,6 @@ def pool_folds(folders, films, images, fingerprints, settings):
 # ---- after a run -------------------------------------------------------------------------------
 
 
-def compare(output_dir):
-    """Write runs.csv and report.html into OUTPUT_DIR, see data.comparison.compare."""
-    with explain_write_errors(output_dir):
-        comparison.compare(output_dir)
-
-
 def load_run(run):
     """(folder, models, recorded) of a run: its folder, its model.keras, or the folder of all folds (five models).
 
@@ -783,19 +778,21 @@ def load_run(run):
 def predict(run, films, overlays=None, lesion_boxes=None):
     """Table of new films: path, probability (of malignancy), predicted, reason (why a film cannot be read).
 
-    run: see load_run; films: a file, a list of files, or a folder, whose files are all taken. They are read and
+    run: see load_run; films: a file, a list of files, or a folder, whose images are all taken. They are read and
     cropped as in training; lesion_boxes, a dict of paths, is needed with CROP = "lesion" only. overlays: a folder
     for Grad-CAM overlays, <number of the row>_<name>.png. Paths count from the working directory.
     """
     open_console()
     _, models, recorded = load_run(run)
     constants, depths = recorded["constants"], recorded["collection"]["depths"]
-    paths, rows, size = list_images(films), [], constants["BATCH_SIZE"]
+    paths, rows, kinds, size = list_images(films), [], set(), constants["BATCH_SIZE"]
     boxes = dict(zip(list_images(lesion_boxes or []), (lesion_boxes or {}).values(), strict=True))
 
     def read(path):
         try:
-            return reading.read_image(path, constants["CROP"], boxes.get(path, ""), depths)[0], ""
+            image, row = reading.read_image(path, constants["CROP"], boxes.get(path, ""), depths)
+            kinds.add(row["container"])
+            return image, ""
         except UserError as error:
             return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), str(error)
 
@@ -811,6 +808,8 @@ def predict(run, films, overlays=None, lesion_boxes=None):
                     write_overlay(overlay_map(image, cam), file)
                 rows.append((str(path), np.nan if reason else probability, reason))
             log.info("%d of %d films", len(rows), len(paths))
+    if new := kinds - {*depths}:
+        log.warning("the run saw no %s: each is read with the bits that it uses", " and no ".join(sorted(new)))
     table = pd.DataFrame(rows, columns=["path", "probability", "reason"])
     calls = np.take(CLASSES, table["probability"] >= constants["THRESHOLD"])
     table.insert(2, "predicted", np.where(table["reason"] == "", calls, ""))

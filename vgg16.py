@@ -54,6 +54,7 @@ def main():
 
 def run_fold(films, images, fingerprints, settings, console):
     """Train, evaluate and explain one split; returns its folder. What it needed is freed before the next."""
+    common.check_unseen(films, fingerprints, settings)
     backbone, weights = common.load_backbone(build_backbone, films, settings)
     model = common.build_model(backbone, weights, settings)
     folder = common.name_run(settings, films, model, weights)

@@ -1,6 +1,9 @@
 """Which films show the same picture, and the split that keeps them and their patients on one side."""
+import json
 import mmap
+import os
 from itertools import combinations_with_replacement, product
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from data import UserError, log
 
+HERE = Path(__file__).resolve().parent.parent
 FOLDS = 5  # parts of the patients, one of which is held out
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
 DUPLICATE_CORRELATION = 0.87  # of fingerprints: two patients reach 0.80, 99 % of duplicates exceed 0.89
@@ -78,10 +82,8 @@ def group_duplicates(films, fingerprints):
         fingerprints._mmap.madvise(mmap.MADV_DONTNEED)  # or its pages count as memory
     patients = films.groupby("patient_id").ngroup().to_numpy()
     groups = connect(np.stack([pictures, len(films) + patients]), 2 * len(films))[pictures]
-    duplicate = np.bincount(pictures)[pictures] > 1
-    if duplicate.any():
-        log.info("%d films show the same picture as another; their patients stay on one side", duplicate.sum())
-    return films.assign(group=films.groupby(groups)["patient_id"].transform("first"), duplicate=duplicate)
+    return films.assign(group=films.groupby(groups)["patient_id"].transform("first"),
+                        duplicate=np.bincount(pictures)[pictures] > 1)
 
 
 def check_folds(films):
@@ -95,6 +97,12 @@ def check_folds(films):
         )
 
 
+def find_known(films, side, earlier):
+    """For each film of a side the path of a film of the same group on one of the sides `earlier`, else NaN."""
+    paths = films["path"].where(films["split"].isin(earlier))
+    return paths.groupby(films["group"]).transform("first").where(films["split"].eq(side))
+
+
 def split_patients(films, fold, seed):
     """The table with split "train", "validation" or "left out", fold, trained_on and left_out.
 
@@ -103,8 +111,12 @@ def split_patients(films, fold, seed):
     split may have a side "test", too, which loses what is trained or validated on.
     """
     films = films.assign(trained_on="", fold="")
-    if mixed := films.groupby("patient_id")["label"].nunique().gt(1).sum():
-        log.info("%d patients have benign and malignant films; all of them stay on one side", mixed)
+    if films["duplicate"].any():
+        log.info("%d films show the same picture as another; their patients stay on one side, and count as one",
+                 films["duplicate"].sum())
+    if mixed := films.groupby("group")["label"].nunique().gt(1).sum():
+        log.info("%d patients (or copies of one picture) have benign and malignant films; all of them stay on one"
+                 " side", mixed)
     if films["split"].eq("").all():
         check_folds(films)
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
@@ -116,9 +128,8 @@ def split_patients(films, fold, seed):
         log.info("the split is that of the data; FOLD is not used")
     films.loc[films["left_out"].ne(""), "split"] = "left out"
     for side, earlier in (("validation", ["train"]), ("test", ["train", "validation"])):
-        known = films["path"].where(films["split"].isin(earlier)).groupby(films["group"]).transform("first")
-        held_out = films["split"].eq(side)
-        leaks = held_out & known.notna()  # none between folds
+        known, held_out = find_known(films, side, earlier), films["split"].eq(side)
+        leaks = known.notna()  # none between folds
         films.loc[leaks, "trained_on"] = known[leaks]
         use = "trained on" if side == "validation" else "trained or validated on"
         films.loc[leaks, ["split", "left_out"]] = "left out", f"its patient or picture is {use}"
@@ -126,7 +137,7 @@ def split_patients(films, fold, seed):
             log.warning("%d of %d %s films are left out: they show a patient or a picture that is %s (leaks.csv)",
                         leaks.sum(), held_out.sum(), side, use)
     for side in ("train", "validation", "test"):
-        counts = films[films["split"].eq(side)].groupby("label")["patient_id"].agg(["size", "nunique"])
+        counts = films[films["split"].eq(side)].groupby("label")["group"].agg(["size", "nunique"])
         if len(counts):
             log.info("%-10s %s", side, ", ".join(f"{label} {size} films of {patients} patients"
                                                  for label, size, patients in counts.itertuples()))
@@ -150,21 +161,56 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
             raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")
 
 
-def leave_out_known(films, fingerprints, collection, source):
-    """The films of another collection as split_patients() gives them: what a run was trained on is left out.
+def read_trained(file):
+    """[(films, fingerprints)] that a model file was trained on, in its own run and in those it started from."""
+    source = file.parent
+    if not ((source / "split.csv").is_file() and (source / "fingerprints.npy").is_file()):
+        log.warning("what %s was trained on is unknown: there are no split.csv and fingerprints.npy beside it",
+                    file.name)
+        return []
+    films = pd.read_csv(source / "split.csv", dtype=str, keep_default_na=False).assign(left_out="")
+    rows = np.flatnonzero(films.get("split", pd.Series("train", films.index)) == "train")  # of all folds, all
+    found = [(films.iloc[rows].assign(split="train"), np.load(source / "fingerprints.npy")[rows])]
+    weights = json.loads((source / "settings.json").read_text("utf-8"))["constants"]["WEIGHTS"]
+    start = HERE / os.path.expanduser(weights or "imagenet")
+    return found if weights in (None, "imagenet") else found + read_trained(start)
 
-    films: with split "validation"; collection: its name; source: the folder of the run, whose patients and
-    pictures on the training side are looked for. Paths and numbers that stand for a patient get the name before.
+
+def add_trained(films, fingerprints, collection, trained):
+    """The films of a collection, then those that were trained on (see read_trained), in groups.
+
+    What stands for a patient in one collection only, a path or a number, gets the collection's name before.
     """
     numbered = films["patient_from"].eq("unknown") | films["patient_id"].str.startswith("dicom_")
     films = films.assign(patient_id=films["patient_id"].mask(numbered, f"{collection}: " + films["patient_id"]))
-    seen = pd.read_csv(source / "split.csv", dtype=str, keep_default_na=False).assign(left_out="")
-    rows = np.flatnonzero(seen.get("split", pd.Series("train", seen.index)) == "train")  # of all folds, all films
-    both = pd.concat([films, seen.iloc[rows].assign(split="train")], ignore_index=True)
-    prints = np.concatenate([fingerprints, np.load(source / "fingerprints.npy")[rows]])
-    films = split_patients(group_duplicates(both, prints), None, None).iloc[: len(films)]
-    named = films["trained_on"].ne("") & films["patient_id"].isin(seen["patient_id"].iloc[rows])
-    if named.any():
+    tables, prints = zip((films, fingerprints), *trained, strict=True)
+    return group_duplicates(pd.concat(tables, ignore_index=True), np.concatenate(prints))
+
+
+def check_unseen(films, fingerprints, settings):
+    """Raise UserError where WEIGHTS were trained on held-out patients or their pictures, in this run or before."""
+    if settings.WEIGHTS in (None, "imagenet") or not (trained := read_trained(settings.WEIGHTS)):
+        return
+    held_out = films["split"].isin(["validation", "test"]) | (settings.FOLD == "all")
+    films = films[held_out].assign(split="validation")
+    both = add_trained(films, fingerprints[np.flatnonzero(held_out)], settings.DATA_DIR.name, trained)
+    known = find_known(both, "validation", ["train"]).iloc[: len(films)].notna().to_numpy()
+    if known.any():
+        raise UserError(f"WEIGHTS: {settings.WEIGHTS} was trained on {films['group'][known].nunique()} of the"
+                        f" {films['group'].nunique()} held-out patients, so its results would look better than"
+                        " they are: use the FOLD and SEED of that run, or other weights.")
+    log.info("none of the held-out patients is in the training side of %s", settings.WEIGHTS.parent.name)
+
+
+def leave_out_known(films, fingerprints, collection, source):
+    """The films of another collection as split_patients() gives them: what a run was trained on is left out.
+
+    films: with split "validation"; collection: its name; source: the folder of the run.
+    """
+    trained = read_trained(source / "model.keras")
+    both = split_patients(add_trained(films, fingerprints, collection, trained), None, None)
+    films, seen = both.iloc[: len(films)], both["patient_id"].iloc[len(films) :]
+    if (named := films["trained_on"].ne("") & films["patient_id"].isin(seen)).any():
         log.warning("%d of the films that are left out have a patient_id of the training side: where it means"
                     " another patient here, change it in labels.csv", named.sum())
     return films

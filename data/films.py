@@ -94,6 +94,8 @@ def read_labels(file):
     names = cells.loc[0].str.lower().tolist()
     if not {"path", "label"} <= {*names} or len({*names}) < len(names):
         raise UserError(f"{file} needs columns path and label, each once; it has {list_some(names)}.")
+    if others := [name for name in names if name not in COLUMNS]:
+        log.info("columns of labels.csv that are not used: %s", list_some(others))
     table = cells[1:].set_axis(names, axis=1).reindex(columns=COLUMNS, fill_value="")
     table["path"] = [Path(path.replace("\\", "/")).as_posix() for path in table["path"]]
     table[["label", "split"]] = table[["label", "split"]].apply(lambda column: column.str.lower())
@@ -181,21 +183,3 @@ def find_films(folder):
         log.warning("a film of an unknown patient counts as a patient of its own: where some share one,"
                     " results look too good (name them in labels.csv)")
     return films
-
-
-def check_unseen(file, films):
-    """Raise UserError where the split.csv beside a model has held-out patients or their films as training."""
-    try:
-        seen = pd.read_csv(file.with_name("split.csv"), dtype=str, keep_default_na=False)
-    except OSError:
-        log.warning("what %s was trained on is unknown: there is no split.csv beside it", file.name)
-        return
-    seen = seen[seen["split"] == "train"].reindex(columns=["patient_id", "film_sha256"])
-    held_out = films[films["split"].isin(["validation", "test"])]
-    named = held_out["patient_id"].isin(seen["patient_id"]) & (held_out["patient_from"] != "unknown")
-    known = held_out[named | held_out["film_sha256"].isin(seen["film_sha256"])]
-    if len(known):
-        raise UserError(f"WEIGHTS: {file} was trained on {known['group'].nunique()} of the"
-                        f" {held_out['group'].nunique()} held-out patients, so its results would look better than"
-                        " they are: use the FOLD and SEED of that run, or other weights.")
-    log.info("none of the held-out patients is in the training side of %s", file.parent.name)

@@ -17,8 +17,8 @@ TEXT = """\
 
 In brackets 95 % intervals over patients. What is called malignant has a probability of {THRESHOLD} or
 more; that of a patient is the mean logit of the films, and a patient is malignant when one of the films
-is. The thresholds of the last two rows were read off these films. Always answering the majority class
-has an accuracy of {majority:.2f}.
+is. The thresholds of the last two rows were read off these films, so that a tenth of new ones would be
+called wrong. Always answering the majority class has an accuracy of {majority:.2f}.
 
 ## Methods
 
@@ -27,7 +27,7 @@ sides. Films were {crop} and resized to 224 x 224 pixels.
 
 A {backbone} (weights: {weights}) with global average pooling, a dense layer of {HEAD_UNITS} units,
 dropout of {DROPOUT} and a sigmoid was trained; of its {layers} layers the top {unfrozen_layers} were
-trainable{frozen}, with those on top {trained_parameters:,} parameters. In every epoch the classes were
+trainable{frozen}; with those on top {trained_parameters:,} parameters. In every epoch the classes were
 balanced by repetition, and each film was flipped horizontally at random, its brightness shifted by up to
 {BRIGHTNESS:.0%} of the grey scale, and its contrast changed by up to {CONTRAST:.0%}. Adam with a
 learning rate of {LEARNING_RATE:g} minimised the binary cross-entropy in {EPOCHS} epochs with batches of
@@ -35,7 +35,7 @@ learning rate of {LEARNING_RATE:g} minimised the binary cross-entropy in {EPOCHS
 last epoch; nothing was chosen on the held-out films.
 
 Intervals are Wilson's with Student's t and the effective sample size from a bootstrap over patients
-within class. Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.
+within {strata}. Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.
 
 ## Limits
 
@@ -67,7 +67,7 @@ def describe_data(settings, split):
         how = "A fifth of the patients was held out, stratified by class"
         if settings["split"]["given"]:
             how = "The split came with the data"
-        sides = split.groupby("split")["patient_id"].agg(["size", "nunique"])
+        sides = split.groupby("split")["group"].agg(["size", "nunique"])
         parts.append(f"{how}: " + ", ".join(f"{side} {films} films of {patients} patients"
                                             for side, films, patients in sides.itertuples()) + ".")
     return " ".join(parts)
@@ -86,7 +86,8 @@ def write_summary(folder):
         majority=results["majority_baseline"], data=describe_data(settings, split),
         duplicates=settings["collection"]["duplicates"], crop=CROPS[constants["CROP"]],
         weights=settings["weights"]["origin"], precision=" and ".join(settings["model"]["floats"]),
-        frozen=" but for batch normalization" if settings["weights"]["pretrained"] else "",
+        frozen=", but for any batch normalization" if settings["weights"]["pretrained"] else "",
+        strata="class and fold" if "fold" in split else "class",
         note=f" {results['note'].capitalize()}." if results["note"] else "")
     paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
                   for block in text.split("\n\n")]

@@ -1,8 +1,10 @@
 """Films that show the same picture, and what they do to a split."""
+import json
 import logging
 import mmap
 import re
 import tracemalloc
+import types
 from collections import Counter
 
 import cv2
@@ -12,7 +14,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from data import UserError
-from data.duplicates import FOLDS, check_folds, check_sides, fingerprint, group_duplicates, split_patients
+from data.duplicates import (FOLDS, check_folds, check_sides, check_unseen, fingerprint, group_duplicates,
+                             split_patients)
 
 CLASSES = ("benign", "malignant")
 
@@ -138,6 +141,7 @@ def test_two_copies_of_one_patient_are_duplicates_of_one_group(films, caplog):
     table = group([films[0], cv2.flip(films[0], 0), films[1]], ["a", "a", "b"])
     assert table["group"].tolist() == ["a", "a", "b"]
     assert table["duplicate"].tolist() == [True, True, False]
+    split_patients(table.assign(label="benign", split=["train", "train", "validation"], left_out=""), 0, 0)
     assert "2 films show the same picture" in caplog.text
 
 
@@ -248,7 +252,7 @@ def make_films(patients=60, malignant=0.4, mixed=0.0, seed=0):
             other = rng.random() < mixed
             rows.append((f"{patient}_{view}.png", CLASSES[int(label != other)], f"patient {patient}"))
     films = pd.DataFrame(rows, columns=["path", "label", "patient_id"]).sample(frac=1, random_state=seed)
-    return films.assign(split="", left_out="", group=films["patient_id"]).reset_index(drop=True)
+    return films.assign(split="", left_out="", group=films["patient_id"], duplicate=False).reset_index(drop=True)
 
 
 def give_split(films, held_out=10):
@@ -300,14 +304,16 @@ def test_films_left_out_change_no_other_side(given):
 
 def test_the_counts_that_are_logged(caplog):
     caplog.set_level(logging.INFO)
-    split = split_patients(make_films(patients=100, mixed=0.1), 0, 0)
+    films = make_films(patients=100, mixed=0.1)
+    films["group"] = films["group"].replace("patient 1", "patient 0")  # who share a picture count once
+    split = split_patients(films, 0, 0)
     for side in ("train", "validation"):
         for label in CLASSES:
             rows = split[(split["split"] == side) & (split["label"] == label)]
-            line = rf"{side} .*{label} {len(rows)} films of {rows['patient_id'].nunique()} patients"
+            line = rf"{side} .*{label} {len(rows)} films of {rows['group'].nunique()} patients"
             assert re.search(line, caplog.text)
-    mixed = (split.groupby("patient_id")["label"].nunique() == 2).sum()
-    assert f"{mixed} patients have benign and malignant films" in caplog.text
+    mixed = (split.groupby("group")["label"].nunique() == 2).sum()
+    assert f"{mixed} patients (or copies of one picture) have benign and malignant films" in caplog.text
 
 
 def test_a_given_split_is_kept_but_for_patients_on_both_sides(caplog):
@@ -405,3 +411,74 @@ def test_too_few_patients_for_the_folds_are_refused_with_the_remedy(grouped):
     with pytest.raises(UserError, match=r"4 malignant patients.*5 folds.*split.*labels.csv.*train/ and val/"):
         check_folds(films)
     check_folds(give_split(films))
+
+
+# ---- weights that have seen the held-out patients ----------------------------------------------
+
+
+@pytest.fixture
+def collection():
+    """(films, fingerprints): eight films of as many patients, of which the last four are held out."""
+    names = [f"patient {number}" for number in range(8)]
+    sides = ["train"] * 4 + ["validation"] * 4
+    films = make_table(names).assign(group=names, patient_from="labels.csv", split=sides)
+    return films, make_fingerprints(np.random.default_rng(0), 8)
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """A function that leaves what a run does of its films; returns settings with which another starts from it."""
+
+    def write(films, fingerprints, trained, name="run", weights="imagenet"):
+        (tmp_path / name).mkdir()
+        split = films.assign(split=np.where(films.index.isin(trained), "train", "validation"), film_sha256="")
+        split[["path", "patient_id", "split", "group"]].to_csv(tmp_path / name / "split.csv", index=False)
+        np.save(tmp_path / name / "fingerprints.npy", fingerprints)
+        (tmp_path / name / "settings.json").write_text(json.dumps({"constants": {"WEIGHTS": str(weights)}}))
+        return types.SimpleNamespace(WEIGHTS=tmp_path / name / "model.keras", FOLD=0, DATA_DIR=tmp_path / "films")
+
+    return write
+
+
+def test_weights_that_have_seen_held_out_patients_or_their_pictures_are_refused(collection, write_run):
+    films, prints = collection
+    settings = write_run(films, prints, trained=range(5))
+    with pytest.raises(UserError, match=r"^WEIGHTS: .* trained on 1 of the 4 held-out patients"):
+        check_unseen(films, prints, settings)
+    names = [f"other {number}" for number in range(8)]
+    renamed = films.assign(patient_id=names, group=names)
+    with pytest.raises(UserError, match="1 of the 4 held-out patients"):  # known by a turned picture
+        check_unseen(renamed, turn_fingerprints(prints, 77, mirrored=True), settings)
+    others = make_fingerprints(np.random.default_rng(1), 8)
+    sides = ["train"] * 4 + ["test"] + ["validation"] * 3
+    with pytest.raises(UserError, match="1 of the 4 held-out patients"):  # known by the patient
+        check_unseen(films.assign(split=sides), others, settings)
+    settings.FOLD = "all"
+    with pytest.raises(UserError, match="5 of the 8 held-out patients"):  # each is held out once
+        check_unseen(films, prints, settings)
+
+
+def test_weights_that_have_not_seen_them_are_accepted(collection, write_run, caplog):
+    caplog.set_level(logging.INFO)
+    films, prints = collection
+    check_unseen(films, prints, write_run(films, prints, trained=range(4)))
+    assert "none of the held-out patients" in caplog.text
+    others = make_fingerprints(np.random.default_rng(1), 8)
+    for number, source in enumerate(("unknown", "PatientID")):  # neither a file name nor a number is a patient
+        names = films["path"] if source == "unknown" else [f"dicom_{row:05d}" for row in range(8)]
+        elsewhere = films.assign(patient_from=source, patient_id=names, group=names)
+        settings = write_run(elsewhere, prints, trained=range(8), name=f"run{number}")
+        check_unseen(elsewhere, others, settings)
+
+
+def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, write_run, caplog):
+    films, prints = collection
+    first = write_run(films, prints, trained=range(5), name="first")
+    others = films.assign(patient_id=[f"other {number}" for number in range(8)])
+    settings = write_run(others, make_fingerprints(np.random.default_rng(1), 8), range(4), weights=first.WEIGHTS)
+    with pytest.raises(UserError, match="1 of the 4 held-out patients"):
+        check_unseen(films, prints, settings)
+    assert "is unknown" not in caplog.text
+    (first.WEIGHTS.parent / "split.csv").unlink()
+    check_unseen(films, prints, settings)
+    assert "what model.keras was trained on is unknown" in caplog.text

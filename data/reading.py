@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from data import MAX_PIXELS, UserError, duplicates, explain_write_errors, log, replace
 from data.films import LESION_BOXES, is_dicom
@@ -89,12 +90,21 @@ def read_dicom(path):
     else:
         if lowest:  # of a signed film, few of the values below 0 are in use
             stored -= min(0, int(np.quantile(stored, OUTLIERS, method="lower")))
-        grey = stored.clip(0, 65535).astype(np.uint16)
-        depth = bits if bits < 16 else find_depth(grey)  # many 12-bit films call themselves 16
+        grey, depth = stored.clip(0, 65535).astype(np.uint16), bits
         container, falling = f"{bits} bit DICOM", levels[0] > levels[-1]
+    unsure = container == "16 bit DICOM"  # many films of 12 bits call themselves so
     if falling != (photometric == "MONOCHROME1"):
-        grey = np.uint16(2**depth - 1) - grey.clip(max=2**depth - 1)
+        top = int(np.quantile(grey, 1 - OUTLIERS, method="higher")) if unsure else 2**depth - 1
+        grey = np.uint16(top) - grey.clip(max=top)
+    depth = find_depth(grey) if unsure else depth
     return grey, dict(container=container, depth=depth, format=f"{container}, {photometric}")
+
+
+def is_negative(path):
+    """Whether a TIFF says that 0 is white; False where Pillow does not know its format."""
+    with contextlib.suppress(OSError), Image.open(path) as film:
+        return film.tag_v2.get(262) == 0  # PhotometricInterpretation
+    return False
 
 
 def read_picture(path):
@@ -112,6 +122,8 @@ def read_picture(path):
     grey, channels = pixels, pixels.shape[2] if pixels.ndim == 3 else 1
     if kind == "TIFF" and channels == 4:
         raise UserError("a TIFF of four channels, which may be CMYK; save it in grey")
+    if kind == "TIFF" and pixels.dtype == np.uint16 and is_negative(path):  # which OpenCV heeds in 8 bits only
+        raise UserError("a TIFF of 16 bits in which 0 is white; save it with 0 as black")
     if channels >= 3:
         grey = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
     if channels == 4:

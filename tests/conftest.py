@@ -12,7 +12,24 @@ sys.path.insert(0, str(REPOSITORY))
 import data  # noqa: E402, F401  (before OpenCV, whose limits it sets)
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
+import pydicom  # noqa: E402
 import pytest  # noqa: E402
+
+
+def write_dicom(path, pixels, bits=12, syntax=None, **tags):
+    """The path of a DICOM film with int pixels (H, W) of `bits`, and these tags."""
+    content, depth = pydicom.Dataset(), np.uint8 if bits == 8 else np.uint16
+    content.SOPClassUID = pydicom.uid.DigitalMammographyXRayImageStorageForPresentation
+    content.PatientName, content.PatientBirthDate, content.PatientID = "Secret^Person", "19610203", "H-4711"
+    content.file_meta = pydicom.dataset.FileMetaDataset()
+    content.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    content.set_pixel_data(pixels.astype(np.int16 if pixels.min() < 0 else depth), "MONOCHROME2", bits)
+    if syntax:
+        content.compress(syntax)
+    for tag, value in tags.items():
+        setattr(content, tag, value)
+    content.save_as(path, enforce_file_format=True)
+    return Path(path)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_dicom
 
 SCRIPT = REPOSITORY / "data" / "cbis_ddsm" / "prepare.py"
 FORMS = ("tcia classic", "tcia descriptive", "kaggle")
@@ -62,17 +62,6 @@ def make_mask(rng, height=96, width=72):
     return cv2.ellipse(np.zeros((height, width), np.uint8), middle, axes, 0, 0, 360, 255, -1)
 
 
-def write_dicom(path, pixels):
-    """A grey DICOM file of 8 or 16 bits, as `pixels` has."""
-    pydicom = pytest.importorskip("pydicom")
-    data = pydicom.Dataset()
-    data.preamble, data.file_meta = bytes(128), pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    data.set_pixel_data(pixels, "MONOCHROME2", 8 * pixels.itemsize)
-    data.save_as(path)
-
-
 def make_cbis(folder, form):
     """Write a small CBIS-DDSM download of one of the FORMS below `folder`: 17 films, 18 crops, 14 patients.
 
@@ -92,11 +81,12 @@ def make_cbis(folder, form):
             place = list(written.values())[-1].replace("/1-1.dcm", "/1-2.dcm")
         written[name] = place
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        if form.startswith("kaggle"):
+        if form == "kaggle":
             assert cv2.imwrite(str(folder / place), pixels * 255, [cv2.IMWRITE_JPEG_QUALITY, 80])
         else:
             depth = np.uint8 if kind == "mask" else np.uint16
-            write_dicom(folder / place, (pixels * np.iinfo(depth).max).astype(depth))
+            pixels = (pixels * np.iinfo(depth).max).astype(depth)
+            write_dicom(folder / place, pixels, bits=8 * pixels.itemsize)
 
     for film, number, pathology, how, *_ in CASES:
         table, patient, side, view = re.fullmatch(r"(\w+-\w+?)_(P_\d+)_(\w+)_(\w+)", film).groups()
@@ -122,7 +112,7 @@ def make_cbis(folder, form):
             "pathology": pathology, "image file path": f"{film}/{films[film]}0/{films[film]}/000000.dcm",
             "cropped image file path": named["crop"], "ROI mask file path": named["mask"],
         })
-    place = folder / "archive" if form.startswith("kaggle") else folder
+    place = folder / "archive" if form == "kaggle" else folder
     for name, part in pd.DataFrame(rows).groupby("table"):
         part.dropna(axis=1).to_csv(place / name, index=False)
     return written

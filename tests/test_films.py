@@ -4,8 +4,9 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_dicom
 
 from data import UserError, films
 
@@ -40,6 +41,13 @@ def table_of(make):
     return read
 
 
+def test_other_columns_of_labels_csv_are_named(table_of, caplog):
+    caplog.set_level("INFO")
+    table = table_of("path,label,patient id\na.png,benign,7\nb.png,malignant,8\n")
+    assert table["patient_from"].eq("unknown").all()
+    assert "columns of labels.csv that are not used: 'patient id'\n" in caplog.text
+
+
 # ---- class folders -----------------------------------------------------------------------------
 
 
@@ -59,13 +67,12 @@ def test_class_folders_in_any_case_with_images_anywhere_below(make, caplog):
 
 @pytest.mark.parametrize("word", ["val", "valid", "Validation", "TEST"])
 def test_given_split_of_folders(make, caplog, word):
-    unused = "normal"
     names = [f"{side}/{label}/x.png" for side in ("Train", word) for label in CLASSES]
-    table = films.find_films(make(*names, "Train/gutartig/x.png", f"{unused}/benign/y.png"))
+    table = films.find_films(make(*names, "Train/gutartig/x.png", "normal/benign/y.png"))
     assert table["path"].tolist() == sorted(names)
     assert table["split"].eq("train").tolist() == [path.startswith("Train") for path in table["path"]]
     assert set(table["split"]) == {"train", "validation"}
-    assert "'Train/gutartig'" in caplog.text and f"'{unused}'" in caplog.text
+    assert "'Train/gutartig'" in caplog.text and "'normal'" in caplog.text
 
 
 def test_a_test_side_is_kept_where_there_is_a_validation_side_too(make, tmp_path):
@@ -210,13 +217,9 @@ def test_a_patient_id_of_dicom_is_never_written_as_it_is(make, caplog):
     tags = {"a.dcm": "HOSPITAL-7", "b": "HOSPITAL-7", "c.dcm": " HOSPITAL-8", "d.dcm": "",
             "e.dcm": "Mass_P_00820_LEFT", "f.dcm": "0042", "g_P_00001.dcm": "HOSPITAL-7", "h.dcm": "",
             "i_P_00002.png": None, "mdb004.png": None, "x.png": None}
-    folder, pydicom = make(*tags), pytest.importorskip("pydicom")
+    folder = make(*tags)
     for name in list(tags)[:8]:
-        data = pydicom.Dataset()
-        data.preamble, data.file_meta = bytes(128), pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.PatientName, data.PatientID = "Doe^Jane", tags[name]
-        data.save_as(folder / name)
+        write_dicom(folder / name, np.zeros((8, 8), np.uint8), PatientName="Doe^Jane", PatientID=tags[name])
     (folder / "h.dcm").write_bytes(b"no DICOM")
     rows = [f"{name},{CLASSES[number % 2]},{'0042' * (name[0] == 'i')}" for number, name in enumerate(tags)]
     (folder / "labels.csv").write_text("path,label,patient_id\n" + "\n".join(rows))
@@ -265,5 +268,6 @@ def make_phantoms(folder):
 
 
 def test_nothing_below_data_imports_the_networks():
-    code = "import sys, data.films; sys.exit(bool({'tensorflow', 'keras', 'common'} & {*sys.modules}))"
+    code = ("import sys, data.comparison, data.figures, data.summary\n"  # which import all others
+            "sys.exit(bool({'tensorflow', 'keras', 'common'} & {*sys.modules}))")
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_dicom
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
@@ -111,22 +111,6 @@ def test_each_container_has_the_depth_of_its_films_but_hot_pixels_whenever_that_
 
 
 # ---- DICOM -------------------------------------------------------------------------------------
-def write_dicom(pixels, bits=12, name="film.dcm", syntax=None, **tags):
-    """The path of a DICOM file of `bits` in 16 with pixels, int (224, 224), and these tags."""
-    data = pydicom.Dataset()
-    data.SOPClassUID = pydicom.uid.DigitalMammographyXRayImageStorageForPresentation
-    data.PatientName, data.PatientBirthDate, data.PatientID = "Secret^Person", "19610203", "H-4711"
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.set_pixel_data(pixels.astype(np.int16 if pixels.min() < 0 else np.uint16), "MONOCHROME2", bits)
-    if syntax:
-        data.compress(syntax)
-    for tag, value in tags.items():
-        setattr(data, tag, value)
-    data.save_as(name, enforce_file_format=True)
-    return Path(name)
-
-
 def make_lut(values, first, bits):
     """A sequence of one lookup table that maps `first` and what follows to int values of `bits`."""
     table = pydicom.Dataset()
@@ -149,7 +133,7 @@ def test_dicom_is_shown_as_pydicom_shows_it(slope, voi):
             tags["VOILUTSequence"] = make_lut(1023 * SQUARES[:3000], 100, 10)
         if voi:
             tags |= {"WindowCenter": [1200, 1], "WindowWidth": [1801, 2], "VOILUTFunction": voi}
-        image, row = reading.read_image(write_dicom(pixels, **tags))
+        image, row = reading.read_image(write_dicom("film.dcm", pixels, **tags))
         data = pydicom.dcmread("film.dcm")
         levels = apply_modality_lut(data.pixel_array, data)
         data.RescaleSlope, data.RescaleIntercept = 1, 0  # in apply_windowing a negative slope inverts the film
@@ -175,13 +159,14 @@ def test_dicom_is_shown_as_pydicom_shows_it(slope, voi):
     (RAMP, 12, {"ModalityLUTSequence": make_lut(65535 * SQUARES, 0, 16)}, SQUARES[RAMP]),
 ])
 def test_dicom_is_scaled_by_its_bits_window_or_table(pixels, bits, tags, expected):
-    assert np.abs(reading.read_image(write_dicom(pixels, bits, **tags))[0] / 255 - expected).max() < 0.004
+    image, _ = reading.read_image(write_dicom("film.dcm", pixels, bits, **tags))
+    assert np.abs(image / 255 - expected).max() < 0.004
 
 
 def test_compressed_dicom_of_any_name_is_read_or_asks_for_its_decoder(monkeypatch):
-    expected, _ = reading.read_image(write_dicom(RAMP, name="1.2.840"))
+    expected, _ = reading.read_image(write_dicom("1.2.840", RAMP))
     for name, syntax in (("a.DICOM", pydicom.uid.RLELossless), ("IM0001", pydicom.uid.JPEG2000Lossless)):
-        path = write_dicom(RAMP, name=name, syntax=syntax)
+        path = write_dicom(name, RAMP, syntax=syntax)
         assert np.array_equal(reading.read_image(path)[0], expected)
     monkeypatch.setattr(pydicom.pixels.get_decoder(syntax), "_available", {})
     with pytest.raises(UserError, match=r"^Unable to decompress 'JPEG 2000.* missing dependencies: .*requires"):
@@ -189,6 +174,19 @@ def test_compressed_dicom_of_any_name_is_read_or_asks_for_its_decoder(monkeypatc
     monkeypatch.setitem(sys.modules, "pydicom.pixels", None)
     with pytest.raises(UserError, match=r"^DICOM files need one more package: pip install pydicom$"):
         reading.read_image(path)
+
+
+def test_negative_films_of_16_bits_keep_one_grey_scale_whatever_their_air_is():
+    """The tissue of 1,000 to 3,000 has no known white: what is black is the air of each film."""
+    for air in (4000, 5000):
+        pixels = np.where(RAMP < 2048, 1000 + RAMP * 2000 // 2048, air)
+        write_dicom(f"films/{air}.dcm", pixels, 16, PhotometricInterpretation="MONOCHROME1")
+    films, images, _ = read()
+    for air in (4000, 5000):
+        expected = (air - 1000 - np.arange(2048) * 2000 // 2048) / 4095 * 255
+        assert np.abs(images[f"{air}.dcm"][RAMP < 2048] - expected[RAMP[RAMP < 2048]]).max() <= 1
+        assert (images[f"{air}.dcm"][RAMP >= 2048] == 0).all()
+    assert films["depth"].eq(12).all()
 
 
 @pytest.mark.parametrize(("tags", "words"), [
@@ -201,11 +199,11 @@ def test_compressed_dicom_of_any_name_is_read_or_asks_for_its_decoder(monkeypatc
 ])
 def test_what_is_no_single_grey_image_is_refused_by_name(tags, words):
     with pytest.raises(UserError, match=words):
-        reading.read_image(write_dicom(RAMP, **tags))
+        reading.read_image(write_dicom("film.dcm", RAMP, **tags))
 
 
 def test_no_identifying_tag_reaches_the_table_or_a_file(capsys, caplog):
-    content = write_dicom(RAMP, name="films/a.dcm").read_bytes()
+    content = write_dicom("films/a.dcm", RAMP).read_bytes()
     Path("films/bad.dcm").write_bytes(content[:2000])
     with pytest.raises(UserError) as caught:
         read()
@@ -305,6 +303,14 @@ def save_as(mode, **options):
     return lambda path, image: Image.fromarray(image).convert(mode).save(path, **options)
 
 
+def save_negative(path, image):
+    """A TIFF of 16 bits with the tag PhotometricInterpretation, SHORT, 0 for 1."""
+    content = cv2.imencode(".tif", image.astype(np.uint16))[1].tobytes()
+    before, tag, after = content.partition(bytes([6, 1, 3, 0, 1, 0, 0, 0]))
+    assert after[0] == 1
+    path.write_bytes(before + tag + bytes(1) + after[1:])
+
+
 BAD = {  # by the name of the file: how it is written, and its sentence
     "text.dcm": (lambda path, image: path.write_text("film"), "'DICM' prefix is missing"),
     "bomb.png": (lambda path, image: Image.new("1", (8200, 8200)).save(path), "empty, cut off or too large"),
@@ -312,6 +318,7 @@ BAD = {  # by the name of the file: how it is written, and its sentence
     "black.png": (lambda path, image: save(path, image * 0), "all its pixels are equal"),
     "float.tif": (lambda path, image: save(path, image.astype(np.float32)), "its pixels are float32"),
     "cmyk.tif": (save_as("CMYK"), "four channels, which may be CMYK"),
+    "negative.tif": (save_negative, "in which 0 is white"),
     "pages.tif": (save_as("L", save_all=True, append_images=[Image.new("L", (40, 60))] * 2), "a TIFF of 3 pages"),
     "nowhere.png": (lambda path, image: path.symlink_to("nothing.png"), "a link that leads nowhere"),
     "pipe.png": (lambda path, image: os.mkfifo(path), "no file"),
@@ -374,7 +381,7 @@ def test_reading_and_writing_are_told_apart(film, tmp_path):
 def test_any_mutated_image_is_read_or_refused():
     rng = np.random.default_rng(0)
     samples = [save(f"a.{suffix}", TISSUE[::5, ::5].astype(np.uint8)) for suffix in ("png", "jpg", "tif", "bmp")]
-    samples += [write_dicom(RAMP), write_dicom(RAMP, name="c.dcm", syntax=pydicom.uid.JPEG2000Lossless)]
+    samples += [write_dicom("film.dcm", RAMP), write_dicom("c.dcm", RAMP, syntax=pydicom.uid.JPEG2000Lossless)]
     for path in samples * 15:
         content = np.fromfile(path, np.uint8)
         places = rng.integers(0, rng.choice([400, len(content)]), rng.integers(1, 8))  # headers are where it hurts

@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 
 import pandas as pd
 
-from data import log, metrics, replace
+from data import explain_write_errors, log, metrics, replace
 from data.films import CLASSES
 from data.metrics import with_interval
 
@@ -22,20 +22,19 @@ def read_run(folder, place):
                          for file in (folder / "settings.json", place / "metrics.json"))
     films, split = (pd.read_csv(file, dtype=str, keep_default_na=False)
                     for file in (place / "predictions.csv", folder / "split.csv"))
-    constants = {"THRESHOLD": results["threshold"]} | settings["constants"]
-    constants |= settings.get("augmentation", {}) | settings.get("head", {})  # of older versions
-    side = results.get("side", "validation")
+    constants, side = settings["constants"], results["side"]
     row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
     row |= {name: str(value).removesuffix(".0") for name, value in constants.items()}  # 1 and 1.0 are one setting
-    if given := bool(settings["split"].get("given")):
+    if given := bool(settings["split"]["given"]):
         row["FOLD"] = "other collection" if "TRAINED_ON" in constants else "given split"
     for name, (low, high) in results["ci95"].items():
         row |= {name: results[name], f"{name}_low": low, f"{name}_high": high}
-    row["minutes"] = settings["seconds"].get("total", sum(settings["seconds"].values())) / 60
+    row["minutes"] = sum(settings["seconds"].values()) / 60
     row["weights"] = settings["weights"]["sha256"]
     row["link"] = quote(place.relative_to(folder.parent).as_posix())
-    row["films"] = f"{len(split)} films of {split['patient_id'].nunique()} patients"
-    known = pd.util.hash_pandas_object(split.filter(["path", "label", "film_sha256"]), index=False)
+    row["films"] = f"{len(split)} films of {split['group'].nunique()} patients"
+    names = {"given split": ["group", "split"], "other collection": []}.get(row["FOLD"], ["group"])
+    known = pd.util.hash_pandas_object(split[["path", "label", "film_sha256", *names]], index=False)
     row["section"] = f"{known.sum()}, SEED {row['SEED']}, {given}, {side == 'test'}"
     films = films.merge(split[["path", "group"]], on="path", validate="1:1")
     films["malignant"] = films["label"].map(CLASSES.index)
@@ -85,7 +84,7 @@ def show_section(runs, films, names, output_dir):
             row["best minus this"] = subtract_aucs(groups[0][1], held_out, pairs) if table else ""
         for name in ("accuracy", "precision", "recall", "f1", "specificity"):
             row[name] = draw_metric(results, name)
-        folds, patients = ", ".join(held_out["fold"].unique()), held_out["patient_id"].nunique()
+        folds, patients = ", ".join(held_out["fold"].unique()), held_out["group"].nunique()
         table.append(row | {"folds": folds, "films": len(held_out), "patients": patients})
         details.append(f"<h3 id='{last['link']}'>{setting}</h3>")
         for run in group.itertuples():
@@ -103,7 +102,7 @@ def show_section(runs, films, names, output_dir):
 
 
 def compare(output_dir):
-    """Write runs.csv and report.html: which setting in OUTPUT_DIR is better, and how sure is that?"""
+    """Write runs.csv and report.html: which setting in OUTPUT_DIR (Path) is better, and how sure is that?"""
     found = []
     for file in sorted(output_dir.glob("[!.]*/settings.json"), key=os.path.getmtime):
         try:
@@ -123,7 +122,7 @@ def compare(output_dir):
     sections = [show_section(section, films, names, output_dir)
                 for _, section in texts.groupby("section", sort=False)]
     for name, text in (("runs.csv", runs.to_csv(index=False)), ("report.html", PAGE + "\n".join(sections))):
-        with replace(output_dir / name) as temporary:
+        with explain_write_errors(output_dir), replace(output_dir / name) as temporary:
             temporary.write_text(text, "utf-8", newline="")
 
 

@@ -43,6 +43,7 @@ def write_run(tmp_path):
         split["patient_id"] = split["group"] = [f"{number // 2:03d}" for number in numbers]
         split["film_sha256"] = collection + split["path"]
         held_out = numbers // 4 % 5 == (0 if given else constants["FOLD"])
+        split["split"] = np.where(held_out, "validation", "train")
         films = split[held_out].head(int(keep * held_out.sum()))
         labels = films["label"].eq("malignant").to_numpy(int)
         noise = np.random.default_rng(seed + 10 * constants["FOLD"]).standard_normal(len(films))
@@ -52,11 +53,11 @@ def write_run(tmp_path):
         films[["path", "patient_id", "label"]].assign(probability=scores).to_csv(
             folder / "predictions.csv", index=False)
         results = metrics.measure(labels, scores, films["group"], constants["SEED"], constants["THRESHOLD"])
-        (folder / "metrics.json").write_text(json.dumps(results | {"note": note}))
+        (folder / "metrics.json").write_text(json.dumps(results | {"note": note, "side": "validation"}))
         (folder / "settings.json").write_text(json.dumps({
             "note": note, "constants": constants, "backbone": backbone, "model": {"backbone": backbone},
             "weights": {"origin": "a file", "pretrained": True, "sha256": weights}, "split": {"given": given},
-            "seconds": {"training": 120.0, "total": 150.0},
+            "seconds": {"training": 120.0},
         }))
         os.utime(folder / "settings.json", (next(clock),) * 2)
         for picture in PICTURES:
@@ -205,10 +206,16 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
     write_run("other films", collection="others", DATA_DIR="/films/ddsm")
     write_run("other folds", SEED=1)
     write_run("no folds", given=True)
+    for name, given, column, value in (
+            ("other patients", False, "group", "000"), ("another split", True, "split", "train")):
+        file = write_run(name, given=given) / "split.csv"
+        split = pd.read_csv(file, dtype=str)
+        split.loc[:7, column] = value
+        split.to_csv(file, index=False)
     page, _ = compare()
-    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm: 200 films of 100 patients"] + 3 * [
-        "phantoms: 200 films of 100 patients"]
-    assert sorted(map(len, page.tables)) == [1, 1, 1, 2]
+    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm: 200 films of 100 patients"] + 4 * [
+        "phantoms: 200 films of 100 patients"] + ["phantoms: 200 films of 97 patients"]
+    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 1, 2]
 
 
 def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_all_pairs(write_run, compare):
@@ -231,24 +238,11 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
         assert text in page.text
 
 
-def test_runs_of_older_versions_appear_with_what_they_have(write_run, compare):
-    write_run("newer", DROPOUT=0.5)
-    constants = {name: value for name, value in CONSTANTS.items() if name not in ("THRESHOLD", "MIXED_PRECISION")}
-    edit_json(write_run("older") / "settings.json", split={"how": "fold 0"}, seconds={"train": 60, "evaluate": 30},
-              head={name: constants.pop(name) for name in ("HEAD_UNITS", "DROPOUT")},
-              augmentation={name: constants.pop(name) for name in ("BRIGHTNESS", "CONTRAST", "SATURATION")},
-              constants=constants)
-    page, table = compare()
-    assert {row["setting"] for row in page.tables[0]} == {
-        "MIXED_PRECISION auto, DROPOUT 0.5", "MIXED_PRECISION not recorded, DROPOUT 0.3"}
-    assert table.loc["older", ["THRESHOLD", "minutes", "backbone"]].tolist() == ["0.5", "1.5", "vgg16"]
-
-
 HEADER = "path,patient_id,label,probability\n"
 SPOILT = [
     ("settings.json", "{"), ("settings.json", "[]"), ("settings.json", {"constants": {}}),
     ("settings.json", {"constants": CONSTANTS | {"THRESHOLD": "half"}}), ("settings.json", {"model": 3}),
-    ("settings.json", {"weights": "imagenet"}), ("settings.json", {"seconds": {"total": "many"}}),
+    ("settings.json", {"weights": "imagenet"}), ("settings.json", {"seconds": {"training": "many"}}),
     ("metrics.json", "{}"), ("metrics.json", {"ci95": {"accuracy": 1}}), ("predictions.csv", ""),
     ("predictions.csv", HEADER), ("predictions.csv", HEADER + "0000,1,benign,0.5\n"),
     ("predictions.csv", HEADER + "0000,1,benign,high\n0002,1,malignant,0.5\n"), ("split.csv", "path,label\n"),

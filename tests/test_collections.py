@@ -11,7 +11,7 @@ from tiny import common, prepare
 FORMS = [
     ("mini_mias", "archive", "breast"), ("mini_mias", "folder", "lesion"), ("mini_mias", "folder", None),
     ("cbis_ddsm", "tcia classic", "films"), ("cbis_ddsm", "tcia descriptive", "crops"),
-    ("cbis_ddsm", "kaggle", "films"), ("cbis_ddsm", "kaggle without dicom_info", "crops"),
+    ("cbis_ddsm", "kaggle", "films"), ("cbis_ddsm", "kaggle", "crops"),
 ]
 
 

@@ -83,10 +83,6 @@ def test_malignant_masses_are_less_compact(phantoms):
     assert benign.min() > malignant.max()
 
 
-def test_the_default_collection(phantoms):
-    assert 2 * (phantoms["BENIGN_PATIENTS"] + phantoms["MALIGNANT_PATIENTS"]) == 240
-
-
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "prepare.py").write_bytes(SCRIPT.read_bytes())
     (tmp_path / "images").write_text("in the way")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pydicom.data
 import pytest
+import sklearn.calibration
 import sklearn.metrics
 from tiny import build_tiny, common, finish_run, import_tiny, make_films, make_noise, prepare
 
@@ -75,6 +76,9 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert [text.get_text() for text in axes.texts] == [str(counts[name]) for name in ("tn", "fp", "fn", "tp")]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["benign", "malignant"]
     assert str(common.THRESHOLD) in axes.get_xlabel()
+    points = sklearn.calibration.calibration_curve(
+        malignant, predictions["probability"], n_bins=2, strategy="quantile")
+    assert np.allclose(figures["calibration.png"].axes[0].get_lines()[-1].get_xydata().T[::-1], points)
     loss, accuracy = figures["training_curves.png"].axes
     assert [line.get_ydata().tolist() for line in loss.get_lines()] == [[0.7, 0.5], [0.71, 0.6]]
     assert [line.get_ydata().tolist() for line in accuracy.get_lines()] == [[0.5, 0.7], [0.5, 0.6]]

@@ -163,17 +163,15 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
 
 def read_trained(file):
     """[(films, fingerprints)] that a model file was trained on, in its own run and in those it started from."""
-    source = file.parent
-    if not ((source / "split.csv").is_file() and (source / "fingerprints.npy").is_file()):
-        log.warning("what %s was trained on is unknown: there are no split.csv and fingerprints.npy beside it",
-                    file.name)
+    files = [file.with_name(name) for name in ("split.csv", "fingerprints.npy", "settings.json")]
+    if not all(map(Path.is_file, files)):
+        log.warning("what %s was trained on is unknown: it does not lie in the folder of its run", file.name)
         return []
-    films = pd.read_csv(source / "split.csv", dtype=str, keep_default_na=False).assign(left_out="")
+    films = pd.read_csv(files[0], dtype=str, keep_default_na=False).assign(left_out="")
     rows = np.flatnonzero(films.get("split", pd.Series("train", films.index)) == "train")  # of all folds, all
-    found = [(films.iloc[rows].assign(split="train"), np.load(source / "fingerprints.npy")[rows])]
-    weights = json.loads((source / "settings.json").read_text("utf-8"))["constants"]["WEIGHTS"]
-    start = HERE / os.path.expanduser(weights or "imagenet")
-    return found if weights in (None, "imagenet") else found + read_trained(start)
+    found = [(films.iloc[rows].assign(split="train"), np.load(files[1])[rows])]
+    weights = json.loads(files[2].read_text("utf-8"))["constants"]["WEIGHTS"]
+    return found if weights in (None, "imagenet") else found + read_trained(HERE / os.path.expanduser(weights))
 
 
 def add_trained(films, fingerprints, collection, trained):

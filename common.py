@@ -34,12 +34,12 @@ os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it wh
 try:
     from data import UserError, duplicates, explain_write_errors, log, metrics, reading, replace
     from data.comparison import compare
-    from data.duplicates import (FOLDS, check_folds, check_sides, check_unseen, group_duplicates,  # noqa: F401
-                                 leave_out_known, split_patients)
+    from data.duplicates import FOLDS, check_folds, check_sides, group_duplicates, split_patients  # noqa: F401
     from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
     from data.figures import (describe_held_out, draw_calibration, draw_cases, draw_confusion_matrix,
                               draw_roc_curve, draw_training_curves, overlay_map, select_cases, write_figure,
                               write_overlay)
+    from data.leaks import check_unseen, leave_out_known  # noqa: F401
     from data.metrics import play_pointing_game, with_interval
     from data.reading import IMAGE_SIZE, place_boxes, read_films
     from data.summary import write_summary

@@ -1,20 +1,15 @@
 """Which films show the same picture, and the split that keeps them and their patients on one side."""
-import json
 import mmap
-import os
 from itertools import combinations_with_replacement, product
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from data import UserError, log
 
-HERE = Path(__file__).resolve().parent.parent
 FOLDS = 5  # parts of the patients, one of which is held out
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
 DUPLICATE_CORRELATION = 0.87  # of fingerprints: two patients reach 0.80, 99 % of duplicates exceed 0.89
@@ -159,56 +154,3 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
     for side, label in product((*sides, *{"test"} & {*films["split"]}), films["label"].unique()):
         if not (films["split"].eq(side) & films["label"].eq(label)).any():
             raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")
-
-
-def read_trained(file):
-    """[(films, fingerprints)] that a model file was trained on, in its own run and in those it started from."""
-    files = [file.with_name(name) for name in ("split.csv", "fingerprints.npy", "settings.json")]
-    if not all(map(Path.is_file, files)):
-        log.warning("what %s was trained on is unknown: it does not lie in the folder of its run", file.name)
-        return []
-    films = pd.read_csv(files[0], dtype=str, keep_default_na=False).assign(left_out="")
-    rows = np.flatnonzero(films.get("split", pd.Series("train", films.index)) == "train")  # of all folds, all
-    found = [(films.iloc[rows].assign(split="train"), np.load(files[1])[rows])]
-    weights = json.loads(files[2].read_text("utf-8"))["constants"]["WEIGHTS"]
-    return found if weights in (None, "imagenet") else found + read_trained(HERE / os.path.expanduser(weights))
-
-
-def add_trained(films, fingerprints, collection, trained):
-    """The films of a collection, then those that were trained on (see read_trained), in groups.
-
-    What stands for a patient in one collection only, a path or a number, gets the collection's name before.
-    """
-    numbered = films["patient_from"].eq("unknown") | films["patient_id"].str.startswith("dicom_")
-    films = films.assign(patient_id=films["patient_id"].mask(numbered, f"{collection}: " + films["patient_id"]))
-    tables, prints = zip((films, fingerprints), *trained, strict=True)
-    return group_duplicates(pd.concat(tables, ignore_index=True), np.concatenate(prints))
-
-
-def check_unseen(films, fingerprints, settings):
-    """Raise UserError where WEIGHTS were trained on held-out patients or their pictures, in this run or before."""
-    if settings.WEIGHTS in (None, "imagenet") or not (trained := read_trained(settings.WEIGHTS)):
-        return
-    held_out = films["split"].isin(["validation", "test"]) | (settings.FOLD == "all")
-    films = films[held_out].assign(split="validation")
-    both = add_trained(films, fingerprints[np.flatnonzero(held_out)], settings.DATA_DIR.name, trained)
-    known = find_known(both, "validation", ["train"]).iloc[: len(films)].notna().to_numpy()
-    if known.any():
-        raise UserError(f"WEIGHTS: {settings.WEIGHTS} was trained on {films['group'][known].nunique()} of the"
-                        f" {films['group'].nunique()} held-out patients, so its results would look better than"
-                        " they are: use the FOLD and SEED of that run, or other weights.")
-    log.info("none of the held-out patients is in the training side of %s", settings.WEIGHTS.parent.name)
-
-
-def leave_out_known(films, fingerprints, collection, source):
-    """The films of another collection as split_patients() gives them: what a run was trained on is left out.
-
-    films: with split "validation"; collection: its name; source: the folder of the run.
-    """
-    trained = read_trained(source / "model.keras")
-    both = split_patients(add_trained(films, fingerprints, collection, trained), None, None)
-    films, seen = both.iloc[: len(films)], both["patient_id"].iloc[len(films) :]
-    if (named := films["trained_on"].ne("") & films["patient_id"].isin(seen)).any():
-        log.warning("%d of the films that are left out have a patient_id of the training side: where it means"
-                    " another patient here, change it in labels.csv", named.sum())
-    return films

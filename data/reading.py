@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from data import MAX_PIXELS, UserError, duplicates, explain_write_errors, log, replace
 from data.films import LESION_BOXES, is_dicom
@@ -101,9 +102,12 @@ def read_dicom(path):
 
 
 def is_negative(path):
-    """Whether a TIFF says that 0 is white; False where Pillow does not know its format."""
-    with contextlib.suppress(OSError), Image.open(path) as film:
-        return film.tag_v2.get(262) == 0  # PhotometricInterpretation
+    """Whether the tag PhotometricInterpretation of a TIFF says that 0 is white; False for BigTIFF."""
+    with contextlib.suppress(struct.error), path.open("rb") as film:
+        tags = ImageFileDirectory_v2(film.read(8))
+        film.seek(tags.next)
+        tags.load(film)
+        return tags.get(262) == 0
     return False
 
 

@@ -4,6 +4,7 @@ import itertools
 import os
 import runpy
 import shutil
+import struct
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -304,11 +305,14 @@ def save_as(mode, **options):
 
 
 def save_negative(path, image):
-    """A TIFF of 16 bits with the tag PhotometricInterpretation, SHORT, 0 for 1."""
-    content = cv2.imencode(".tif", image.astype(np.uint16))[1].tobytes()
-    before, tag, after = content.partition(bytes([6, 1, 3, 0, 1, 0, 0, 0]))
-    assert after[0] == 1
-    path.write_bytes(before + tag + bytes(1) + after[1:])
+    """A TIFF of 16 bits whose tag 262, PhotometricInterpretation, is 0; big-endian if the file is called so."""
+    order, mark = (">", b"MM") if "big" in path.name else ("<", b"II")
+    height, width = image.shape
+    values = {256: width, 257: height, 258: 16, 259: 1, 262: 0, 273: 8, 277: 1, 278: height, 279: 2 * image.size}
+    tags = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in values.items())
+    header = struct.pack(f"{order}2sHI", mark, 42, 8 + 2 * image.size)
+    pixels, count = image.astype(f"{order}u2").tobytes(), struct.pack(f"{order}H", len(values))
+    path.write_bytes(header + pixels + count + tags + bytes(4))
 
 
 BAD = {  # by the name of the file: how it is written, and its sentence
@@ -318,7 +322,7 @@ BAD = {  # by the name of the file: how it is written, and its sentence
     "black.png": (lambda path, image: save(path, image * 0), "all its pixels are equal"),
     "float.tif": (lambda path, image: save(path, image.astype(np.float32)), "its pixels are float32"),
     "cmyk.tif": (save_as("CMYK"), "four channels, which may be CMYK"),
-    "negative.tif": (save_negative, "in which 0 is white"),
+    **{name: (save_negative, "in which 0 is white") for name in ("negative.tif", "big-endian negative.tif")},
     "pages.tif": (save_as("L", save_all=True, append_images=[Image.new("L", (40, 60))] * 2), "a TIFF of 3 pages"),
     "nowhere.png": (lambda path, image: path.symlink_to("nothing.png"), "a link that leads nowhere"),
     "pipe.png": (lambda path, image: os.mkfifo(path), "no file"),

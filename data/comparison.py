@@ -33,9 +33,10 @@ def read_run(folder, place):
     row["weights"] = settings["weights"]["sha256"]
     row["link"] = quote(place.relative_to(folder.parent).as_posix())
     row["films"] = f"{len(split)} films of {split['group'].nunique()} patients"
-    names = {"given split": ["group", "split"], "other collection": []}.get(row["FOLD"], ["group"])
-    known = pd.util.hash_pandas_object(split[["path", "label", "film_sha256", *names]], index=False)
+    names = ["path", "label", "film_sha256"] + ["group"] * (row["FOLD"] != "other collection")
+    known = pd.util.hash_pandas_object(split[names], index=False)
     row["section"] = f"{known.sum()}, SEED {row['SEED']}, {given}, {side == 'test'}"
+    row["sides"] = str(pd.util.hash_pandas_object(split[["path", "split"]], index=False).sum()) if given else ""
     films = films.merge(split[["path", "group"]], on="path", validate="1:1")
     films["malignant"] = films["label"].map(CLASSES.index)
     if films["malignant"].nunique() < 2:
@@ -72,7 +73,7 @@ def draw_metric(results, name):
 def show_section(runs, films, names, output_dir):
     """Runs on the same films and folds as HTML: a row for each setting (columns `names`), the best first."""
     names = [name for name in names if not runs[name].str.endswith("not recorded").all()]
-    groups = [(group, *pool(group["link"], films)) for _, group in runs.groupby([*names, "weights"])]
+    groups = [(group, *pool(group["link"], films)) for _, group in runs.groupby([*names, "weights", "sides"])]
     groups.sort(key=lambda group: -group[2]["auc"])
     differs = runs[names].nunique() > 1
     table, details, pairs = [], [], math.comb(len(groups), 2)

@@ -809,7 +809,7 @@ def predict(run, films, overlays=None, lesion_boxes=None):
                 rows.append((str(path), np.nan if reason else probability, reason))
             log.info("%d of %d films", len(rows), len(paths))
     if new := kinds - {*depths}:
-        log.warning("the run saw no %s: each is read with the bits that it uses", " and no ".join(sorted(new)))
+        log.warning("the run saw no %s: each is scaled by its own bit depth", " and no ".join(sorted(new)))
     table = pd.DataFrame(rows, columns=["path", "probability", "reason"])
     calls = np.take(CLASSES, table["probability"] >= constants["THRESHOLD"])
     table.insert(2, "predicted", np.where(table["reason"] == "", calls, ""))
@@ -824,7 +824,8 @@ def validate(run, data_dir):
     """
     console = open_console()
     source, models, recorded = load_run(run)
-    if not {*Settings._fields} <= {*recorded["constants"]} or not (source / "fingerprints.npy").is_file():
+    files = source / "split.csv", source / "fingerprints.npy"
+    if not {*Settings._fields} <= {*recorded["constants"]} or not all(map(Path.is_file, files)):
         raise UserError(f"{source} is no run, or was made by an older version: run its script again.")
     data_dir, trained_on = absolute(data_dir), recorded["constants"]["DATA_DIR"]
     constants = recorded["constants"] | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent}

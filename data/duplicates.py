@@ -65,7 +65,7 @@ def find_pictures(fingerprints, threshold, pictures):
     return pictures
 
 
-def group_duplicates(films, fingerprints):
+def find_groups(films, fingerprints):
     """The table with its columns group (str) and duplicate (bool).
 
     group is the patient_id of the first of all films of a patient and their duplicates. fingerprints: complex64
@@ -79,6 +79,15 @@ def group_duplicates(films, fingerprints):
     groups = connect(np.stack([pictures, len(films) + patients]), 2 * len(films))[pictures]
     return films.assign(group=films.groupby(groups)["patient_id"].transform("first"),
                         duplicate=np.bincount(pictures)[pictures] > 1)
+
+
+def group_duplicates(films, fingerprints):
+    """find_groups, and tell how many duplicates there are."""
+    films = find_groups(films, fingerprints)
+    if films["duplicate"].any():
+        log.info("%d films show the same picture as another; their patients stay on one side, and count as one",
+                 films["duplicate"].sum())
+    return films
 
 
 def check_folds(films):
@@ -106,9 +115,6 @@ def split_patients(films, fold, seed):
     split may have a side "test", too, which loses what is trained or validated on.
     """
     films = films.assign(trained_on="", fold="")
-    if films["duplicate"].any():
-        log.info("%d films show the same picture as another; their patients stay on one side, and count as one",
-                 films["duplicate"].sum())
     if mixed := films.groupby("group")["label"].nunique().gt(1).sum():
         log.info("%d patients (or copies of one picture) have benign and malignant films; all of them stay on one"
                  " side", mixed)

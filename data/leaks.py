@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from data import UserError, log
-from data.duplicates import find_known, group_duplicates, split_patients
+from data.duplicates import find_groups, find_known, split_patients
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -16,7 +16,7 @@ def read_trained(file):
     """[(films, fingerprints)] that a model file was trained on, in its own run and in those it started from."""
     files = [file.with_name(name) for name in ("split.csv", "fingerprints.npy", "settings.json")]
     if not all(map(Path.is_file, files)):
-        log.warning("what %s was trained on is unknown: it does not lie in the folder of its run", file.name)
+        log.warning("what %s was trained on is unknown: it does not lie in the folder of its run", file)
         return []
     films = pd.read_csv(files[0], dtype=str, keep_default_na=False).assign(left_out="")
     rows = np.flatnonzero(films.get("split", pd.Series("train", films.index)) == "train")  # of all folds, all
@@ -33,14 +33,14 @@ def add_trained(films, fingerprints, collection, trained):
     numbered = films["patient_from"].eq("unknown") | films["patient_id"].str.startswith("dicom_")
     films = films.assign(patient_id=films["patient_id"].mask(numbered, f"{collection}: " + films["patient_id"]))
     tables, prints = zip((films, fingerprints), *trained, strict=True)
-    return group_duplicates(pd.concat(tables, ignore_index=True), np.concatenate(prints))
+    return find_groups(pd.concat(tables, ignore_index=True), np.concatenate(prints))
 
 
 def check_unseen(films, fingerprints, settings):
     """Raise UserError where WEIGHTS were trained on held-out patients or their pictures, in this run or before."""
     if settings.WEIGHTS in (None, "imagenet") or not (trained := read_trained(settings.WEIGHTS)):
         return
-    held_out = films["split"].isin(["validation", "test"]) | (settings.FOLD == "all")
+    held_out = films["split"].isin(["validation", "test"]) | (films["fold"].ne("") & (settings.FOLD == "all"))
     films = films[held_out].assign(split="validation")
     both = add_trained(films, fingerprints[np.flatnonzero(held_out)], settings.DATA_DIR.name, trained)
     known = find_known(both, "validation", ["train"]).iloc[: len(films)].notna().to_numpy()

@@ -18,7 +18,8 @@ TEXT = """\
 In brackets 95 % intervals over patients. What is called malignant has a probability of {THRESHOLD} or
 more; that of a patient is the mean logit of the films, and a patient is malignant when one of the films
 is. The thresholds of the last two rows were read off these films, so that a tenth of new ones would be
-called wrong. Always answering the majority class has an accuracy of {majority:.2f}.
+called wrong (more where a class has fewer than 9 films{per_fold}). Always answering the majority class
+has an accuracy of {majority:.2f}.
 
 ## Methods
 
@@ -27,15 +28,15 @@ sides. Films were {crop} and resized to 224 x 224 pixels.
 
 A {backbone} (weights: {weights}) with global average pooling, a dense layer of {HEAD_UNITS} units,
 dropout of {DROPOUT} and a sigmoid was trained; of its {layers} layers the top {unfrozen_layers} were
-trainable{frozen}; with those on top {trained_parameters:,} parameters. In every epoch the classes were
-balanced by repetition, and each film was flipped horizontally at random, its brightness shifted by up to
-{BRIGHTNESS:.0%} of the grey scale, and its contrast changed by up to {CONTRAST:.0%}. Adam with a
-learning rate of {LEARNING_RATE:g} minimised the binary cross-entropy in {EPOCHS} epochs with batches of
-{BATCH_SIZE} ({precision}, seed {SEED}). The weights are an exponential moving average over about the
-last epoch; nothing was chosen on the held-out films.
+trainable{frozen}; together with those on top, these are {trained_parameters:,} parameters. In every
+epoch the classes were balanced by repetition, and each film was flipped horizontally at random, its
+brightness shifted by up to {BRIGHTNESS:.0%} of the grey scale, and its contrast changed by up to
+{CONTRAST:.0%}. Adam with a learning rate of {LEARNING_RATE:g} minimised the binary cross-entropy in
+{EPOCHS} epochs with batches of {BATCH_SIZE} ({precision}, seed {SEED}). The weights are an exponential
+moving average over about the last epoch; nothing was chosen on the held-out films.
 
 Intervals are Wilson's with Student's t and the effective sample size from a bootstrap over patients
-within {strata}. Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.
+within class{strata}. Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.
 
 ## Limits
 
@@ -87,7 +88,8 @@ def write_summary(folder):
         duplicates=settings["collection"]["duplicates"], crop=CROPS[constants["CROP"]],
         weights=settings["weights"]["origin"], precision=" and ".join(settings["model"]["floats"]),
         frozen=", but for any batch normalization" if settings["weights"]["pretrained"] else "",
-        strata="class and fold" if "fold" in split else "class",
+        per_fold=" in a fold" if "fold" in split else "",
+        strata=" (and fold, where each has two patients of a class)" if "fold" in split else "",
         note=f" {results['note'].capitalize()}." if results["note"] else "")
     paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
                   for block in text.split("\n\n")]

@@ -138,7 +138,6 @@ def test_two_copies_of_one_patient_are_duplicates_of_one_group(films, caplog):
     table = group([films[0], cv2.flip(films[0], 0), films[1]], ["a", "a", "b"])
     assert table["group"].tolist() == ["a", "a", "b"]
     assert table["duplicate"].tolist() == [True, True, False]
-    split_patients(table.assign(label="benign", split=["train", "train", "validation"], left_out=""), 0, 0)
     assert "2 films show the same picture" in caplog.text
 
 
@@ -249,7 +248,7 @@ def make_films(patients=60, malignant=0.4, mixed=0.0, seed=0):
             other = rng.random() < mixed
             rows.append((f"{patient}_{view}.png", CLASSES[int(label != other)], f"patient {patient}"))
     films = pd.DataFrame(rows, columns=["path", "label", "patient_id"]).sample(frac=1, random_state=seed)
-    return films.assign(split="", left_out="", group=films["patient_id"], duplicate=False).reset_index(drop=True)
+    return films.assign(split="", left_out="", group=films["patient_id"]).reset_index(drop=True)
 
 
 def give_split(films, held_out=10):

@@ -15,7 +15,7 @@ def collection():
     """(films, fingerprints): eight films of as many patients, of which the last four are held out."""
     names = [f"patient {number}" for number in range(8)]
     sides = ["train"] * 4 + ["validation"] * 4
-    films = make_table(names).assign(group=names, patient_from="labels.csv", split=sides)
+    films = make_table(names).assign(group=names, patient_from="labels.csv", split=sides, fold="0")
     return films, make_fingerprints(np.random.default_rng(0), 8)
 
 
@@ -25,7 +25,7 @@ def write_run(tmp_path):
 
     def write(films, fingerprints, trained, name="run", weights="imagenet"):
         (tmp_path / name).mkdir()
-        split = films.assign(split=np.where(films.index.isin(trained), "train", "validation"), film_sha256="")
+        split = films.assign(split=np.where(films.index.isin(trained), "train", "validation"))
         split[["path", "patient_id", "split", "group"]].to_csv(tmp_path / name / "split.csv", index=False)
         np.save(tmp_path / name / "fingerprints.npy", fingerprints)
         (tmp_path / name / "settings.json").write_text(json.dumps({"constants": {"WEIGHTS": str(weights)}}))
@@ -50,6 +50,8 @@ def test_weights_that_have_seen_held_out_patients_or_their_pictures_are_refused(
     settings.FOLD = "all"
     with pytest.raises(UserError, match="5 of the 8 held-out patients"):  # each is held out once
         check_unseen(films, prints, settings)
+    given = films.assign(fold="", split=["train"] * 5 + ["validation"] * 3)
+    check_unseen(given, prints, settings)  # FOLD is not used
 
 
 def test_weights_that_have_not_seen_them_are_accepted(collection, write_run, caplog):
@@ -75,4 +77,4 @@ def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, writ
     assert "is unknown" not in caplog.text
     (first.WEIGHTS.parent / "split.csv").unlink()
     check_unseen(films, prints, settings)
-    assert "what model.keras was trained on is unknown" in caplog.text
+    assert f"what {first.WEIGHTS} was trained on is unknown" in caplog.text

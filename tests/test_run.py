@@ -282,6 +282,13 @@ def test_the_page_has_one_row_for_all_folds_and_a_second_call_trains_nothing(all
     assert cells[-3:] == ["0, 1, 2, 3, 4", "24", "12"], "folds, films, patients"
 
 
+def test_a_script_does_not_start_from_a_model_that_has_seen_its_held_out_patients(tmp_path):
+    script, folder, _ = finish_run()
+    again = import_tiny(tmp_path, script.DATA_DIR, WEIGHTS=str(folder / "model.keras"), FOLD=2)
+    with pytest.raises(common.UserError, match=r"^WEIGHTS: .* was trained on \d+ of the \d+ held-out patients"):
+        again.main()
+
+
 # ---- start and end of a script -----------------------------------------------------------------
 
 
@@ -459,7 +466,7 @@ def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp
     assert "x:y:width:height" in listed["reason"][2]
     film(tmp_path / "deep.png", top=4095, dtype=np.uint16)
     assert common.predict(folder, tmp_path / "deep.png")["reason"].item() == ""
-    assert "the run saw no 16 bit PNG: each is read with the bits that it uses" in capsys.readouterr().out
+    assert "the run saw no 16 bit PNG: each is scaled by its own bit depth" in capsys.readouterr().out
 
 
 def test_predict_with_all_folds_is_the_mean_logit_of_their_models(all_folds):

@@ -36,13 +36,12 @@ try:
     from data.comparison import compare
     from data.duplicates import FOLDS, check_folds, check_sides, group_duplicates, split_patients  # noqa: F401
     from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
-    from data.figures import (describe_held_out, draw_calibration, draw_cases, draw_confusion_matrix,
-                              draw_roc_curve, draw_training_curves, overlay_map, select_cases, write_figure,
-                              write_overlay)
-    from data.leaks import check_unseen, leave_out_known  # noqa: F401
-    from data.metrics import play_pointing_game, with_interval
+    from data.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_roc_curve,
+                              draw_training_curves, overlay_map, select_cases, write_figure, write_overlay)
+    from data.leaks import check_unseen, leave_out_known
+    from data.metrics import play_pointing_game
     from data.reading import IMAGE_SIZE, place_boxes, read_films
-    from data.summary import write_summary
+    from data.summary import show_results, write_summary
 
     import cv2
     import keras
@@ -215,12 +214,14 @@ def list_folds(films, settings, console):
 # ---- model -------------------------------------------------------------------------------------
 
 
-def load_backbone(build_backbone, films, settings):
+def load_backbone(build_backbone, films, fingerprints, settings):
     """(backbone, weights): build_backbone(WEIGHTS), and a dict of origin, pretrained and sha256 of its weights.
 
     Where the ImageNet weights cannot be downloaded, phantoms are trained from random weights, which every
-    file and figure then states; real films raise UserError, as does a file of another network.
+    file and figure then states; real films raise UserError, as do a file of another network and weights that
+    were trained on held-out patients.
     """
+    check_unseen(films, fingerprints, settings)
     source, origin = settings.WEIGHTS, settings.WEIGHTS
     if isinstance(source, Path):
         source, origin = str(source), shorten(source)
@@ -441,8 +442,9 @@ def compile_model(model, steps, settings):
 
 
 def train(model, training, validation, steps, settings, folder):
-    """Fit all epochs: (trained, history), the model as to_float32 gives it, and a table of epoch, LOGS, seconds.
+    """Fit all epochs: (trained, facts, history).
 
+    trained: see to_float32; facts: see describe_model; history: a table with columns epoch, LOGS and seconds.
     The model ends with, and every epoch is validated with, averaged weights: those of the last step alone are a
     lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. After every epoch a checkpoint is
     written, from which the next call continues with the same numbers. Raises UserError where the training diverges
@@ -481,7 +483,7 @@ def train(model, training, validation, steps, settings, folder):
         raise UserError("training diverged, its numbers are not finite: lower LEARNING_RATE.")
     history = pd.DataFrame(rows, columns=[*LOGS, "seconds"])
     history.insert(0, "epoch", range(1, settings.EPOCHS + 1))
-    return to_float32(model), history
+    return to_float32(model), describe_model(model, settings), history
 
 
 def to_float32(model):
@@ -548,6 +550,7 @@ def evaluate(models, images, films, settings):
     predictions: path, patient_id, label, probability (of malignancy), predicted, in the order and with the index
     of `films`; maps: Grad-CAM, (N, h, w). Of several models see make_explainer.
     """
+    gc.collect()  # the optimizer, three times the memory of the weights: it and its model refer to each other
     explain, results = make_explainer(models, settings.THRESHOLD), {}
     for side, held_out in films.reset_index().groupby("split"):
         if side in ("validation", "test"):
@@ -583,30 +586,6 @@ def score(predictions, maps, films, settings):
         found = predictions["label"].eq("malignant") & predictions["predicted"].eq("malignant")
         results["pointing_game"] = play_pointing_game(boxes, maps[boxed], found.to_numpy()[boxed])
     return results
-
-
-def show_results(folder):
-    """Log the metrics of a complete run, and what they were measured on."""
-    for file in (folder / "metrics.json", folder / "test" / "metrics.json"):
-        if not file.exists():
-            continue
-        results = json.loads(file.read_text("utf-8"))
-        for name in results["ci95"]:
-            log.info("%-29s %s", name.replace("_", " "), with_interval(results, name))
-        log.info("on %s, with 95 %% intervals over patients; thresholds of the last two are read off these films;"
-                 " the majority class alone has accuracy %.2f", describe_held_out(results),
-                 results["majority_baseline"])
-        if "per_patient" in results:
-            log.info("per patient (mean logit of the films): AUC %s, sensitivity %s, specificity %s",
-                     *(with_interval(results["per_patient"], name) for name in ("auc", "recall", "specificity")))
-        for name, game in results.get("pointing_game", {}).items():
-            log.info("the Grad-CAM peak is in the lesion box of %d of %d %s; peaks of other films: %.2f",
-                     game["hits"], game["images"], name.replace("_", " "), game["other_films"])
-        counts = results["confusion_matrix"]
-        if 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"]):
-            log.warning("*** all films were called the same class ***")
-        if results["note"]:
-            log.warning("*** %s ***", results["note"])
 
 
 # ---- run folder --------------------------------------------------------------------------------
@@ -684,10 +663,10 @@ def write_results(folder, settings, films, images, results, recorded, held_out="
     write_summary(folder)
 
 
-def write_run(folder, settings, films, images, fingerprints, model, trained, weights, history, results, console):
-    """Write all files of a run, and remove the checkpoint; trained, history: see train; results: see evaluate."""
+def write_run(folder, settings, films, images, fingerprints, trained, facts, weights, history, results, console):
+    """Write all files of a run, and remove the checkpoint; see load_backbone, train and evaluate."""
     notes = ["synthetic phantoms"] * is_synthetic(films) + [weights["origin"]] * (not weights["pretrained"])
-    note, facts = "; ".join(notes), describe_model(model, settings)
+    note = "; ".join(notes)
     title = "{backbone}, top {unfrozen_layers} of {layers} layers trained".format(**facts)
     recorded = describe_run(settings, films, console) | {"note": note, "title": title, "model": facts}
     recorded |= {"weights": weights, "seconds": {"training": round(history["seconds"].iloc[-1], 1)}}

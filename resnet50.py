@@ -54,15 +54,14 @@ def main():
 
 def run_fold(films, images, fingerprints, settings, console):
     """Train, evaluate and explain one split; returns its folder. What it needed is freed before the next."""
-    common.check_unseen(films, fingerprints, settings)
-    backbone, weights = common.load_backbone(build_backbone, films, settings)
+    backbone, weights = common.load_backbone(build_backbone, films, fingerprints, settings)
     model = common.build_model(backbone, weights, settings)
     folder = common.name_run(settings, films, model, weights)
     if not common.is_complete(folder):
         training, validation, steps = common.make_datasets(images, films, settings)
-        trained, history = common.train(model, training, validation, steps, settings, folder)
-        results = common.evaluate([trained], images, films, settings)
-        common.write_run(folder, settings, films, images, fingerprints, model, trained, weights, history, results,
+        model, facts, history = common.train(model, training, validation, steps, settings, folder)
+        results = common.evaluate([model], images, films, settings)
+        common.write_run(folder, settings, films, images, fingerprints, model, facts, weights, history, results,
                          console)
     return folder
 

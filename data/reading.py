@@ -2,6 +2,7 @@
 import ast
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -101,9 +102,9 @@ def read_dicom(path):
     return grey, dict(container=container, depth=depth, format=f"{container}, {photometric}")
 
 
-def is_negative(path):
+def is_negative(content):
     """Whether the tag PhotometricInterpretation of a TIFF says that 0 is white; False for BigTIFF."""
-    with contextlib.suppress(struct.error), path.open("rb") as film:
+    with contextlib.suppress(struct.error), io.BytesIO(content) as film:
         tags = ImageFileDirectory_v2(film.read(8))
         film.seek(tags.next)
         tags.load(film)
@@ -126,7 +127,7 @@ def read_picture(path):
     grey, channels = pixels, pixels.shape[2] if pixels.ndim == 3 else 1
     if kind == "TIFF" and channels == 4:
         raise UserError("a TIFF of four channels, which may be CMYK; save it in grey")
-    if kind == "TIFF" and pixels.dtype == np.uint16 and is_negative(path):  # which OpenCV heeds in 8 bits only
+    if kind == "TIFF" and pixels.dtype == np.uint16 and is_negative(content):  # which OpenCV heeds in 8 bits only
         raise UserError("a TIFF of 16 bits in which 0 is white; save it with 0 as black")
     if channels >= 3:
         grey = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)

@@ -1,9 +1,11 @@
-"""A finished run in words that can be quoted, composed from what it recorded."""
+"""A finished run in words, on the console and as text that can be quoted, from what it recorded."""
 import json
 import textwrap
 
 import pandas as pd
 
+from data import log
+from data.figures import describe_held_out
 from data.metrics import with_interval
 
 CROPS = {"breast": "cropped to the breast", "lesion": "cropped to the lesion and its surroundings",
@@ -94,3 +96,27 @@ def write_summary(folder):
     paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
                   for block in text.split("\n\n")]
     (folder / "summary.md").write_text("\n\n".join(paragraphs).rstrip() + "\n", "utf-8", newline="\n")
+
+
+def show_results(folder):
+    """Log the metrics of a complete run, and what they were measured on."""
+    for file in (folder / "metrics.json", folder / "test" / "metrics.json"):
+        if not file.exists():
+            continue
+        results = json.loads(file.read_text("utf-8"))
+        for name in results["ci95"]:
+            log.info("%-29s %s", name.replace("_", " "), with_interval(results, name))
+        log.info("on %s, with 95 %% intervals over patients; thresholds of the last two are read off these films;"
+                 " the majority class alone has accuracy %.2f", describe_held_out(results),
+                 results["majority_baseline"])
+        if "per_patient" in results:
+            log.info("per patient (mean logit of the films): AUC %s, sensitivity %s, specificity %s",
+                     *(with_interval(results["per_patient"], name) for name in ("auc", "recall", "specificity")))
+        for name, game in results.get("pointing_game", {}).items():
+            log.info("the Grad-CAM peak is in the lesion box of %d of %d %s; peaks of other films: %.2f",
+                     game["hits"], game["images"], name.replace("_", " "), game["other_films"])
+        counts = results["confusion_matrix"]
+        if 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"]):
+            log.warning("*** all films were called the same class ***")
+        if results["note"]:
+            log.warning("*** %s ***", results["note"])

@@ -24,6 +24,8 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
+from data.metrics import with_interval  # noqa: E402
+
 # ------------------------------------------------------------------------------------------------
 COPIES = 12  # of each lesion crop, an even number: half of them are mirrored
 EPOCHS = 7
@@ -62,7 +64,7 @@ def score(labels, probabilities, groups):
     """Accuracy and AUC with their intervals, as text."""
     results = common.metrics.measure(
         np.asarray(labels), np.asarray(probabilities), groups, threshold=common.THRESHOLD)
-    return [common.with_interval(results, name) for name in ("accuracy", "auc")]
+    return [with_interval(results, name) for name in ("accuracy", "auc")]
 
 
 def run_tutorial(name, weights, films, images, folder):
@@ -89,7 +91,7 @@ def run_script(name, weights, folder):
                         EPOCHS=EPOCHS)
     results = json.loads((script.main() / "metrics.json").read_text("utf-8"))
     return (f"{name}.py, split by film", results["validation_images"],
-            *(common.with_interval(results, metric) for metric in ("accuracy", "auc")))
+            *(with_interval(results, metric) for metric in ("accuracy", "auc")))
 
 
 def main(resnet50, vgg16, folder):

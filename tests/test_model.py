@@ -56,7 +56,7 @@ def test_the_top_trains_and_the_rest_is_frozen(backbones, tmp_path, name, fracti
     settings = prepare(tmp_path, UNFROZEN_FRACTION=fraction, WEIGHTS="imagenet")
     for layer in backbone.layers:
         layer.trainable = True
-    _, weights = common.load_backbone(lambda _: backbone, FILMS, settings)  # as if they had been downloaded
+    _, weights = common.load_backbone(lambda _: backbone, FILMS, None, settings)  # as if they had been downloaded
     model = common.build_model(backbone, weights, settings)
     facts = common.describe_model(model, settings)
     assert facts["layers"] == len(plain.layers)
@@ -77,7 +77,7 @@ def test_the_top_trains_and_the_rest_is_frozen(backbones, tmp_path, name, fracti
 def test_the_head_and_the_maps_of_grad_cam(backbones, tmp_path, name, shape):
     settings = prepare(tmp_path, DROPOUT=0.4, HEAD_UNITS=17)
     _, backbone, _, _ = backbones[name]
-    _, weights = common.load_backbone(lambda _: backbone, FILMS, settings)
+    _, weights = common.load_backbone(lambda _: backbone, FILMS, None, settings)
     model = common.build_model(backbone, weights, settings)
     names = [type(layer).__name__ for layer in model.layers[-5:]]
     assert names == ["GlobalAveragePooling2D", "Dense", "Dropout", "Dense", "Activation"]
@@ -142,13 +142,13 @@ def test_weights_files_are_loaded_whole_and_known_by_their_content(tmp_path):
     digests = []
     for name in ("tiny", "moved"):
         settings = prepare(tmp_path, WEIGHTS=str(tmp_path / f"{name}.weights.h5"))
-        backbone, weights = common.load_backbone(build_backbone, FILMS, settings)
+        backbone, weights = common.load_backbone(build_backbone, FILMS, None, settings)
         assert all(map(np.array_equal, backbone.get_weights(), expected.get_weights()))
         assert weights["origin"] == str(tmp_path / f"{name}.weights.h5")
         digests.append(weights["sha256"])
     assert digests[0] == digests[1]
     keras.utils.set_random_seed(6)
-    assert common.load_backbone(build_backbone, FILMS, prepare(tmp_path, SEED=1))[1]["sha256"] != digests[0]
+    assert common.load_backbone(build_backbone, FILMS, None, prepare(tmp_path, SEED=1))[1]["sha256"] != digests[0]
 
 
 def test_wrong_weights_files_are_refused(tmp_path, backbones):
@@ -160,16 +160,16 @@ def test_wrong_weights_files_are_refused(tmp_path, backbones):
     for script, name in ((vgg16, "text"), (vgg16, "half"), (vgg16, "tiny"), (resnet50, "vgg16")):
         settings = prepare(tmp_path, WEIGHTS=str(tmp_path / f"{name}.weights.h5"))
         with pytest.raises(common.UserError, match=rf"^WEIGHTS: .*{name}\.weights\.h5 holds no") as caught:
-            common.load_backbone(script.build_backbone, FILMS, settings)
+            common.load_backbone(script.build_backbone, FILMS, None, settings)
         assert "\n" not in str(caught.value)
     backbones["vgg16"][2].save(tmp_path / "notop.h5")  # the format of the files that Keras downloads
     settings = prepare(tmp_path, WEIGHTS=str(tmp_path / "notop.h5"))
-    backbone, _ = common.load_backbone(vgg16.build_backbone, FILMS, settings)
+    backbone, _ = common.load_backbone(vgg16.build_backbone, FILMS, None, settings)
     assert all(map(np.array_equal, backbone.get_weights(), backbones["vgg16"][1].get_weights()))
 
 
 def test_weights_none_is_random_and_says_so(tmp_path, caplog):
-    _, weights = common.load_backbone(build_backbone, FILMS.assign(path="film.png"), prepare(tmp_path))
+    _, weights = common.load_backbone(build_backbone, FILMS.assign(path="film.png"), None, prepare(tmp_path))
     assert weights["origin"].startswith("random weights")
     assert weights["origin"] in caplog.text
 
@@ -186,9 +186,9 @@ def test_the_model_of_a_run_is_refused_for_another_fold_and_loaded_for_its_own(t
     other = common.split_patients(films, 2, 0)
     patients = other["group"][other["split"] == "validation"].nunique()
     with pytest.raises(common.UserError, match=rf"trained on {patients} of the {patients} held-out patients"):
-        common.check_unseen(other, fingerprints, settings)
-    common.check_unseen(common.split_patients(films, 0, 0), fingerprints, settings)
-    backbone, _ = common.load_backbone(script.build_backbone, films, settings)
+        common.load_backbone(script.build_backbone, other, fingerprints, settings)
+    same = common.split_patients(films, 0, 0)
+    backbone, _ = common.load_backbone(script.build_backbone, same, fingerprints, settings)
     model = keras.models.load_model(folder / "model.keras")
     for layer in backbone.layers:
         assert all(map(np.array_equal, layer.get_weights(), model.get_layer(layer.name).get_weights()))
@@ -201,8 +201,8 @@ def test_without_a_network_real_films_stop_and_phantoms_continue_under_a_banner(
     settings = prepare(tmp_path, WEIGHTS="imagenet")
     with pytest.raises(common.UserError, match=r"No ImageNet weights \(URL fetch failure on https://"
                                                r"example.invalid/tiny.h5\).*set WEIGHTS to its path"):
-        common.load_backbone(build_backbone, FILMS.assign(path="film.png"), settings)
-    _, weights = common.load_backbone(build_backbone, FILMS, settings)
+        common.load_backbone(build_backbone, FILMS.assign(path="film.png"), None, settings)
+    _, weights = common.load_backbone(build_backbone, FILMS, None, settings)
     assert "random weights" in weights["origin"]
     assert "only that the pipeline works" in weights["origin"]
     assert "*** random weights" in caplog.text
@@ -211,7 +211,7 @@ def test_without_a_network_real_films_stop_and_phantoms_continue_under_a_banner(
 
 def test_a_mistake_in_the_script_is_no_missing_download(tmp_path):
     with pytest.raises(NameError):
-        common.load_backbone(lambda weights: undefined, FILMS, prepare(tmp_path, WEIGHTS="imagenet"))  # noqa: F821
+        common.load_backbone(lambda weights: undefined, FILMS, None, prepare(tmp_path, WEIGHTS="imagenet"))  # noqa: F821
 
 
 def test_a_network_that_swallows_packets_does_not_hang_a_run(tmp_path):
@@ -222,6 +222,6 @@ def test_a_network_that_swallows_packets_does_not_hang_a_run(tmp_path):
         timeouts.append(socket.getdefaulttimeout())
         return build_backbone(None)
 
-    common.load_backbone(download, FILMS, settings)
+    common.load_backbone(download, FILMS, None, settings)
     assert 0 < timeouts[0] <= 60
     assert socket.getdefaulttimeout() is None, "that of other connections is what it was"

@@ -46,7 +46,8 @@ def written(tmp_path, monkeypatch):
         folder = tmp_path / "outputs" / "tiny-unfrozen50-aaaaaa"
         folder.with_name(f".{folder.name}").mkdir(parents=True)
         results = {"validation": (predictions, rng.random((len(held_out), 7, 7), np.float32))}
-        common.write_run(folder, settings, films, images, np.zeros((50, 2, 24, 23), np.complex64), model, model,
+        facts = common.describe_model(model, settings)
+        common.write_run(folder, settings, films, images, np.zeros((50, 2, 24, 23), np.complex64), model, facts,
                          weights, history, results, console)
         return folder, predictions, figures
 

@@ -212,15 +212,23 @@ def all_folds(tmp_path_factory, phantoms):
     place = tmp_path_factory.mktemp("all")
     phantoms["make_phantoms"](place / "films", benign=6, malignant=6)
     script, console = import_tiny(place, place / "films", FOLD=3, EPOCHS=1), io.StringIO()
-    models, train, script.earlier_models = weakref.WeakSet(), common.train, []
+    models, optimizers = weakref.WeakSet(), weakref.WeakSet()
+    script.earlier_models, script.optimizers_left = [], []
+    compile_model, make_explainer = common.compile_model, common.make_explainer
 
-    def watch(model, *arguments):
+    def watch_training(model, *arguments):
         script.earlier_models.append(len(models))
+        compile_model(model, *arguments)
         models.add(model)
-        return train(model, *arguments)
+        optimizers.add(model.optimizer)
+
+    def watch_evaluation(*arguments):
+        script.optimizers_left.append(len(optimizers))
+        return make_explainer(*arguments)
 
     with contextlib.redirect_stdout(console), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "train", watch)
+        patch.setattr(common, "compile_model", watch_training)
+        patch.setattr(common, "make_explainer", watch_evaluation)
         alone = script.main()
         script.FOLD = "all"
         folder = script.main()
@@ -229,6 +237,7 @@ def all_folds(tmp_path_factory, phantoms):
 
 def test_no_model_of_an_earlier_fold_is_in_memory_while_the_next_trains(all_folds):
     assert all_folds[0].earlier_models == [0] * 5
+    assert all_folds[0].optimizers_left == [0] * 5, "which have three times the memory of the weights"
 
 
 def test_all_folds_hold_every_patient_out_once_and_are_runs_of_their_own(all_folds):
@@ -613,7 +622,7 @@ def test_the_summary_says_what_the_tables_say(all_folds):
         flat = " ".join(text.split())
         assert words in flat
         for source in (results, results["per_patient"]):
-            assert common.with_interval(source, "auc") in text
+            assert metrics.with_interval(source, "auc") in text
         for phrase in ("24 mammograms of 12 patients", "Adam with a learning rate of 5e-05", "exponential moving",
                        "in 1 epochs with batches of 13", "not for clinical use", "random weights",
                        f"Keras {common.keras.__version__}", "brightness shifted by up to 10%"):

@@ -68,9 +68,10 @@ def edit(text, constants):
 
 
 def write_tiny(file, **constants):
-    """Copy vgg16.py to `file`, with the backbone above and other constants."""
+    """Copy vgg16.py to `file`, with the backbone above and other constants; in 32 bits on every machine."""
     head, rest = (REPOSITORY / "vgg16.py").read_text("utf-8").split("def build_backbone(weights):")
     _, tail = rest.split("def main():")
+    constants = {"MIXED_PRECISION": False} | constants
     file.write_text(edit(f"{head}{BACKBONE}def main():{tail}", constants), "utf-8")
     return file
 
@@ -86,9 +87,10 @@ def import_tiny(folder, data, **constants):
 
 
 def prepare(folder, **constants):
-    """The settings of vgg16.py with random weights, some constants changed and outputs in `folder`; seeded."""
+    """The settings of vgg16.py in 32 bits with random weights, outputs in `folder`, these constants; seeded."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    settings, _ = common.start(vars(vgg16) | {"OUTPUT_DIR": str(folder), "WEIGHTS": None} | constants)
+    changes = {"OUTPUT_DIR": str(folder), "WEIGHTS": None, "MIXED_PRECISION": False}
+    settings, _ = common.start(vars(vgg16) | changes | constants)
     return settings._replace(**{name: constants[name] for name in constants if name in common.MODULE_CONSTANTS})
 
 
@@ -101,7 +103,7 @@ def build_backbone(weights):
 
 def build_tiny(settings, films):
     """(model, weights) of the tiny backbone, compiled, with the weights that the settings ask for."""
-    backbone, weights = common.load_backbone(build_backbone, films, settings)
+    backbone, weights = common.load_backbone(build_backbone, films, None, settings)
     return common.build_model(backbone, weights, settings), weights
 
 

@@ -173,14 +173,33 @@ def start(constants):
     return settings, console
 
 
+def list_gpus():
+    """What TensorFlow knows of each GPU, as dicts."""
+    return [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+
+
+def list_bfloat16_flags(cpuinfo="/proc/cpuinfo"):
+    """Those of the processor's instructions for bfloat16 that Linux lists; elsewhere none are known."""
+    flags = Path(cpuinfo).read_text("utf-8").split() if Path(cpuinfo).exists() else []
+    return [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+
+
 def choose_precision(settings):
-    """(Keras' dtype policy of the training, why): "auto" takes 16 bits where all GPUs multiply them faster."""
-    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
-    mixed, reason = settings.MIXED_PRECISION, f"MIXED_PRECISION is {settings.MIXED_PRECISION}"
-    if mixed == "auto":  # tensor cores came with compute capability 7
-        mixed = bool(gpus) and all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in gpus)
-        reason = f"{'all' if mixed else 'not all'} GPUs have tensor cores" if gpus else "there is no GPU"
-    sixteen_bits = "mixed_float16" if gpus else "mixed_bfloat16"  # processors do not multiply float16
+    """(Keras' dtype policy of the training, why): "auto" takes 16 bits where the device multiplies them faster.
+
+    It goes by what the device has and not by a timing, as the choice decides the result.
+    """
+    gpus, flags = list_gpus(), list_bfloat16_flags()
+    sixteen_bits = "mixed_float16" if gpus else "mixed_bfloat16"  # which needs no loss scaling
+    if settings.MIXED_PRECISION != "auto":
+        mixed, reason = settings.MIXED_PRECISION, f"MIXED_PRECISION is {settings.MIXED_PRECISION}"
+    elif gpus:  # tensor cores came with compute capability 7
+        mixed = all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in gpus)
+        reason = f"{'all' if mixed else 'not all'} GPUs have tensor cores"
+    else:
+        mixed = bool(flags) and is_onednn_on()  # which is what TensorFlow uses these instructions through
+        reason = f"the processor has {' and '.join(flags) or 'no known instructions for bfloat16'}"
+        reason += "" if is_onednn_on() or not flags else ", but oneDNN is off"
     return sixteen_bits if mixed else "float32", reason
 
 
@@ -197,9 +216,8 @@ def reset_keras(settings):
 
 
 def describe_device():
-    gpus = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
     cpu = f"CPU with {os.cpu_count()} cores, oneDNN {'on' if is_onednn_on() else 'off'}"
-    return ", ".join(gpu.get("device_name", "GPU") for gpu in gpus) or cpu
+    return ", ".join(gpu.get("device_name", "GPU") for gpu in list_gpus()) or cpu
 
 
 def list_folds(films, settings, console):
@@ -378,8 +396,9 @@ def make_datasets(images, films, settings):
 def name_run(settings, films, model, weights):
     """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its results>.
 
-    These are the films as they are shown and split, the network, its weights, the constants of the training,
-    the code and the releases. Where DATA_DIR lies does not count, nor do FOLD and CROP where they change nothing.
+    These are the films as they are shown and split, the network, its precision and weights, the constants of
+    the training, the code and the releases. Where DATA_DIR lies does not count, nor do FOLD and CROP where they
+    change nothing.
     """
     names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", *MODULE_CONSTANTS)
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
@@ -550,7 +569,7 @@ def evaluate(models, images, films, settings):
     predictions: path, patient_id, label, probability (of malignancy), predicted, in the order and with the index
     of `films`; maps: Grad-CAM, (N, h, w). Of several models see make_explainer.
     """
-    gc.collect()  # the optimizer, three times the memory of the weights: it and its model refer to each other
+    gc.collect()  # after a training, the optimizer: three times the weights, in a cycle with its model
     explain, results = make_explainer(models, settings.THRESHOLD), {}
     for side, held_out in films.reset_index().groupby("split"):
         if side in ("validation", "test"):

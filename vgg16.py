@@ -23,7 +23,7 @@ LEARNING_RATE = 5e-5  # of Adam; resnet50.py takes twice as much: its batch norm
 EPOCHS = 7  # the weights that are kept are an average over about the last one
 BATCH_SIZE = 13  # films a step; fewer where memory is short
 SEED = 0  # of the split, the new weights, the order, the augmentation and the dropout
-MIXED_PRECISION = "auto"  # train in 16-bit floats: where all GPUs have tensor cores; or True or False
+MIXED_PRECISION = "auto"  # train in 16-bit floats: where GPU or processor multiplies them faster; or True or False
 # ------------------------------------------------------------------------------------------------
 
 

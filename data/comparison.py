@@ -25,6 +25,7 @@ def read_run(folder, place):
     constants, side = settings["constants"], results["side"]
     row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
     row |= {name: str(value).removesuffix(".0") for name, value in constants.items()}  # 1 and 1.0 are one setting
+    row["MIXED_PRECISION"] = " and ".join(settings["model"]["floats"])  # "auto" is another on another machine
     if given := bool(settings["split"]["given"]):
         row["FOLD"] = "other collection" if "TRAINED_ON" in constants else "given split"
     for name, (low, high) in results["ci95"].items():

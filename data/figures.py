@@ -11,16 +11,11 @@ from matplotlib.patches import Rectangle
 from sklearn.calibration import CalibrationDisplay
 
 from data.films import CLASSES
-from data.metrics import compute_roc_band, with_interval
+from data.metrics import compute_roc_band, describe_held_out, with_interval
 from data.reading import IMAGE_SIZE, place_boxes
 
 OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
 CASES = 4  # Grad-CAM overlays of each outcome
-
-
-def describe_held_out(results):
-    films, patients = results["validation_images"], results["validation_patients"]
-    return f"{films} {'test' if results['side'] == 'test' else 'held-out'} films of {patients} patients"
 
 
 def draw_training_curves(history):

@@ -178,6 +178,11 @@ def play_pointing_game(boxes, maps, true_positives):
     return game
 
 
+def describe_held_out(results):
+    films, patients = results["validation_images"], results["validation_patients"]
+    return f"{films} {'test' if results['side'] == 'test' else 'held-out'} films of {patients} patients"
+
+
 def with_interval(results, name):
     """A metric with its interval as text: 0.71 [0.64, 0.78]."""
     return "{:.2f} [{:.2f}, {:.2f}]".format(results[name], *results["ci95"][name])

@@ -5,8 +5,7 @@ import textwrap
 import pandas as pd
 
 from data import log
-from data.figures import describe_held_out
-from data.metrics import with_interval
+from data.metrics import describe_held_out, with_interval
 
 CROPS = {"breast": "cropped to the breast", "lesion": "cropped to the lesion and its surroundings",
          None: "not cropped"}
@@ -35,7 +34,8 @@ epoch the classes were balanced by repetition, and each film was flipped horizon
 brightness shifted by up to {BRIGHTNESS:.0%} of the grey scale, and its contrast changed by up to
 {CONTRAST:.0%}. Adam with a learning rate of {LEARNING_RATE:g} minimised the binary cross-entropy in
 {EPOCHS} epochs with batches of {BATCH_SIZE} ({precision}, seed {SEED}). The weights are an exponential
-moving average over about the last epoch; nothing was chosen on the held-out films.
+moving average over about the last epoch; nothing was chosen on the held-out films, which were scored
+in float32.
 
 Intervals are Wilson's with Student's t and the effective sample size from a bootstrap over patients
 within class{strata}. Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.

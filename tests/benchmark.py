@@ -92,25 +92,25 @@ def run(function, *arguments):
     return time.perf_counter() - started, peak, result
 
 
-def time_steps(name, outputs):
-    """The table of measure_training for one backbone."""
+def make_calls(name, outputs, mixed):
+    """(settings, calls, graph): what is timed of one backbone in one precision, and the graph of the bare step."""
     import common
     import keras
     import tensorflow as tf
 
     script = importlib.import_module(name)
-    settings, _ = common.start(vars(script) | {"OUTPUT_DIR": outputs, "WEIGHTS": None, "EPOCHS": 1000})
+    changes = {"OUTPUT_DIR": outputs, "WEIGHTS": None, "EPOCHS": 1000, "MIXED_PRECISION": mixed}
+    settings, _ = common.start(vars(script) | changes)
     films = pd.DataFrame({"label": np.resize(common.CLASSES, IMAGES),
                           "split": np.resize(["train", "train", "train", "train", "validation"], IMAGES)})
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 224, 224), np.uint8)
     training, validation, steps = common.make_datasets(pixels, films, settings)
     model = common.build_model(script.build_backbone(None), {"pretrained": True}, settings)
     common.compile_model(model, steps, settings)
-    size, batches = settings.BATCH_SIZE, iter(training(0))
-    held_out = iter(validation.unbatch().repeat().batch(size).prefetch(2))
+    batches = iter(training(0))
+    held_out = iter(validation.unbatch().repeat().batch(settings.BATCH_SIZE).prefetch(2))
     images, labels = next(batches)
     labels = tf.cast(labels, tf.float32)[:, None]
-    matrix = tf.random.normal([4096, 4096])
 
     @tf.function
     def step():
@@ -122,28 +122,46 @@ def time_steps(name, outputs):
 
     explain = common.make_gradcam(model)
     model.make_train_function()
-    calls = {
+    return settings, {
         "bare step": step,
         "training": lambda: model.train_function(batches),
         "forward pass": tf.function(lambda: model(images, training=False)),
         "evaluation": lambda: [part.numpy() for part in explain(next(held_out)[0])],
-        "matrix product": tf.function(lambda: tf.matmul(matrix, matrix)),
-    }
+    }, step.get_concrete_function().graph
+
+
+def time_steps(name, outputs):
+    """The table of measure_training for one backbone; 16 bits are those of "auto", if it takes any."""
+    import common
+    import tensorflow as tf
+
+    settings, calls, graph = make_calls(name, outputs, False)
+    matrix = tf.random.normal([4096, 4096])
+    calls["matrix product"] = tf.function(lambda: tf.matmul(matrix, matrix))
+    sixteen_bits = common.choose_precision(settings._replace(MIXED_PRECISION="auto"))[0] != "float32"
+    if sixteen_bits:
+        _, more, _ = make_calls(name, outputs, "auto")
+        calls |= {f"{kind}, 16 bits": more[kind] for kind in ("bare step", "training")}
     rounds = [{kind: STEPS / timeit.timeit(function, number=STEPS) for kind, function in calls.items()}
               for _ in range(1 + REPEATS)]
     rates = pd.DataFrame(rounds[1:])  # calls a second, without those of the first round, which are traced
-    profiler, graph = tf.compat.v1.profiler, step.get_concrete_function().graph
+    profiler = tf.compat.v1.profiler
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output()
     flops = rates["training"] * profiler.profile(graph, options=options.build()).total_float_ops
     product_flops = rates["matrix product"] * 2 * 4096**3
-    return pd.DataFrame({
+    table = pd.DataFrame({
         "training / bare step": rates["training"] / rates["bare step"],
         "evaluation with Grad-CAM / forward pass": rates["evaluation"] / rates["forward pass"],
         "FLOP/s, training / matrix product": flops / product_flops,
         "matrix product, GFLOP/s": product_flops / 1e9,
-        "training, images/s": size * rates["training"],
-        "evaluation with Grad-CAM, images/s": size * rates["evaluation"],
-    }).add_prefix(f"{name}: ")
+        "training, images/s": settings.BATCH_SIZE * rates["training"],
+        "evaluation with Grad-CAM, images/s": settings.BATCH_SIZE * rates["evaluation"],
+    })
+    if sixteen_bits:
+        table["training, 16 bits, images/s"] = settings.BATCH_SIZE * rates["training, 16 bits"]
+        table["training, 16 bits / 32 bits"] = rates["training, 16 bits"] / rates["training"]
+        table["training, 16 bits / bare step, 16 bits"] = rates["training, 16 bits"] / rates["bare step, 16 bits"]
+    return table.add_prefix(f"{name}: ")
 
 
 def make_weights(file):
@@ -163,8 +181,8 @@ def run_script(data, weights, learning_rate, outputs):
     imported = timeit.timeit("import resnet50", number=1)
     import resnet50
 
-    vars(resnet50).update({"DATA_DIR": data, "OUTPUT_DIR": outputs, "WEIGHTS": weights,
-                           "LEARNING_RATE": learning_rate, "EPOCHS": EPOCHS})
+    vars(resnet50).update({"DATA_DIR": data, "OUTPUT_DIR": outputs, "WEIGHTS": weights, "EPOCHS": EPOCHS,
+                           "LEARNING_RATE": learning_rate, "MIXED_PRECISION": False})
     settings = json.loads((resnet50.main() / "settings.json").read_text("utf-8"))
     return imported, settings["seconds"]["training"]
 
@@ -189,7 +207,7 @@ def start_training(data, outputs):
         sys.exit()
 
     common.train = train
-    vars(resnet50).update({"DATA_DIR": data, "OUTPUT_DIR": outputs, "WEIGHTS": None})
+    vars(resnet50).update({"DATA_DIR": data, "OUTPUT_DIR": outputs, "WEIGHTS": None, "MIXED_PRECISION": False})
     with contextlib.suppress(SystemExit):
         resnet50.main()
 

@@ -36,7 +36,7 @@ def write_run(tmp_path):
     clock = iter(range(1_700_000_000, 1_800_000_000))
 
     def write(name, backbone="vgg16", skill=1.0, note="", collection="", given=False, weights="aaaa", seed=0,
-              keep=1.0, **constants):
+              keep=1.0, floats=("float32",), **constants):
         constants, numbers = CONSTANTS | constants, np.arange(200)
         split = pd.DataFrame({"path": [f"{number:04d}" for number in numbers]})
         split["label"] = np.take(CLASSES, numbers // 2 % 2)
@@ -55,7 +55,7 @@ def write_run(tmp_path):
         results = metrics.measure(labels, scores, films["group"], constants["SEED"], constants["THRESHOLD"])
         (folder / "metrics.json").write_text(json.dumps(results | {"note": note, "side": "validation"}))
         (folder / "settings.json").write_text(json.dumps({
-            "note": note, "constants": constants, "backbone": backbone, "model": {"backbone": backbone},
+            "note": note, "constants": constants, "model": {"backbone": backbone, "floats": floats},
             "weights": {"origin": "a file", "pretrained": True, "sha256": weights}, "split": {"given": given},
             "seconds": {"training": 120.0},
         }))
@@ -129,10 +129,21 @@ def test_every_constant_tells_settings_apart_but_where_the_films_lie(write_run, 
     write_run("a", FOLD=0)
     write_run("b", FOLD=1, DATA_DIR="elsewhere", OUTPUT_DIR="elsewhere", BATCH_SIZE=13.0)
     assert len(compare()[0].tables[0]) == 1
-    changed = CONSTANTS.keys() - {"DATA_DIR", "OUTPUT_DIR", "FOLD", "SEED", "WEIGHTS"}
+    changed = CONSTANTS.keys() - {"DATA_DIR", "OUTPUT_DIR", "FOLD", "SEED", "WEIGHTS", "MIXED_PRECISION"}
     for number, name in enumerate(changed):
         write_run(f"changed {name}", **{name: 0.25, "FOLD": number % 5})
     assert len(compare()[0].tables[0]) == 1 + len(changed)
+
+
+def test_precision_is_what_the_model_computed_in_not_what_was_asked_for(write_run, compare):
+    """"auto" is another one on another machine."""
+    write_run("a", MIXED_PRECISION="auto")
+    write_run("b", MIXED_PRECISION=False, FOLD=1)
+    (row,) = compare()[0].tables[0]
+    assert row["folds"] == "0, 1"
+    write_run("c", MIXED_PRECISION="auto", floats=("bfloat16", "float32"))
+    assert {row["setting"] for row in compare()[0].tables[0]} == {
+        "MIXED_PRECISION float32", "MIXED_PRECISION bfloat16 and float32"}
 
 
 def test_weights_are_what_they_hold_not_where_they_lie(write_run, compare):

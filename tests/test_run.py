@@ -99,6 +99,12 @@ def test_the_name_changes_with_all_that_decides_the_results(name, tmp_path, monk
     assert len(set(folders)) == len(folders)
 
 
+def test_the_name_says_in_which_precision_auto_trained(name, monkeypatch):
+    for flags, mixed in (([], False), (["amx_bf16"], True)):
+        monkeypatch.setattr(common, "list_bfloat16_flags", lambda flags=flags: flags)
+        assert name(MIXED_PRECISION="auto") == name(MIXED_PRECISION=mixed)
+
+
 def test_the_name_changes_with_nothing_else(name, tmp_path):
     """Neither with the place of anything, nor with settings that change neither films nor split."""
     weights = {"pretrained": True, "sha256": "1"}

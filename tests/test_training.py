@@ -234,7 +234,8 @@ def fit(tmp_path):
         model, _ = build_tiny(settings, films)
         training, validation, steps = common.make_datasets(images, films, settings)
         place = tmp_path / folder
-        trained, _, history = common.train(model, source or training, validation, steps, settings, place)
+        trained, facts, history = common.train(model, source or training, validation, steps, settings, place)
+        assert facts == common.describe_model(model, settings), "of the model that was trained"
         predictions, _ = common.evaluate([trained], images, films, settings)["validation"]
         assert getattr(trained, "optimizer", None) is None, "which would be two thirds of the file"
         return history, predictions, model, [len(batch) for batch, *_ in training(0).take(steps)]
@@ -322,7 +323,7 @@ def test_two_devices_learn_what_one_learns(fit, tmp_path, mixed, tolerance):
     history, predictions, model, batches = fit("two", devices=names, EPOCHS=2, **constants)  # from its checkpoint
     assert set(batches) == {2}
     assert model.distribute_strategy.num_replicas_in_sync == 2
-    columns = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    columns = ["loss", "val_loss"] if mixed else ["loss", "accuracy", "val_loss", "val_accuracy"]
     assert np.allclose(history[columns], expected[columns], atol=tolerance)
     assert len(predictions) == 9, "filled up, and cut off again"
     assert np.allclose(predictions["probability"], probabilities["probability"], atol=tolerance)
@@ -443,22 +444,37 @@ def test_a_full_disk_is_a_sentence_and_costs_no_earlier_epoch(fit, tmp_path):
     assert len(fit(EPOCHS=2)[0]) == 2
 
 
-def test_auto_is_16_bits_where_all_gpus_have_tensor_cores(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("mixed", "gpus", "flags", "onednn", "policy", "reason"), [
+    ("auto", [(7, 0)], [], True, "mixed_float16", "all GPUs have tensor cores"),
+    ("auto", [(6, 1)], ["amx_bf16"], True, "float32", "not all GPUs have tensor cores"),
+    ("auto", [(8, 6), (6, 1)], [], True, "float32", "not all GPUs have tensor cores"),
+    ("auto", [], [], True, "float32", "the processor has no known instructions for bfloat16"),
+    ("auto", [], ["avx512_bf16"], True, "mixed_bfloat16", "the processor has avx512_bf16"),
+    ("auto", [], ["avx512_bf16"], False, "float32", "the processor has avx512_bf16, but oneDNN is off"),
+    ("auto", [], ["amx_bf16", "x"], True, "mixed_bfloat16", "the processor has amx_bf16 and x"),
+    (True, [(6, 1)], [], True, "mixed_float16", "MIXED_PRECISION is True"),
+    (True, [], [], False, "mixed_bfloat16", "MIXED_PRECISION is True"),
+    (False, [(7, 0)], ["amx_bf16"], True, "float32", "MIXED_PRECISION is False"),
+])
+def test_auto_is_16_bits_where_the_device_multiplies_them_faster(
+        tmp_path, monkeypatch, capsys, mixed, gpus, flags, onednn, policy, reason):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
-    try:
-        for mixed, gpus, policy, reason in (
-            ("auto", [(7, 0)], "mixed_float16", "all GPUs have tensor cores"),
-            ("auto", [(6, 1)], "float32", "not all GPUs have tensor cores"),
-            ("auto", [(8, 6), (6, 1)], "float32", "not all GPUs have tensor cores"),
-            ("auto", [], "float32", "there is no GPU"),
-            (True, [(6, 1)], "mixed_float16", "MIXED_PRECISION is True"),
-            (True, [], "mixed_bfloat16", "MIXED_PRECISION is True"),
-            (False, [(7, 0)], "float32", "MIXED_PRECISION is False"),
-        ):
-            monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind, gpus=gpus: gpus)
-            prepare(tmp_path, MIXED_PRECISION=mixed)
-            assert keras.config.dtype_policy().name == policy
-            assert f"training in {policy} because {reason}\n" in capsys.readouterr().out
-    finally:
-        keras.config.set_dtype_policy("float32")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(common, "list_bfloat16_flags", lambda: flags)
+    monkeypatch.setattr(common, "is_onednn_on", lambda: onednn)
+    prepare(tmp_path, MIXED_PRECISION=mixed)
+    assert keras.config.dtype_policy().name == policy
+    assert f"training in {policy} because {reason}\n" in capsys.readouterr().out
+    monkeypatch.undo()
+    prepare(tmp_path)
+
+
+def test_the_flags_of_a_processor_are_read_as_words(tmp_path):
+    """As Linux has them in /proc/cpuinfo; elsewhere there is no such file."""
+    cpuinfo = tmp_path / "cpuinfo"
+    for flags, found in (("fpu avx512_bf16 amx_bf16 amx_tile", ["amx_bf16", "avx512_bf16"]),
+                         ("fpu avx512_bf16", ["avx512_bf16"]), ("fpu avx512bw my_avx512_bf16x", [])):
+        cpuinfo.write_text(f"processor\t: 0\nmodel name\t: Some\nflags\t\t: {flags}\nbugs\t\t: spectre_v1\n")
+        assert common.list_bfloat16_flags(cpuinfo) == found
+    assert common.list_bfloat16_flags(tmp_path / "none") == []

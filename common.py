@@ -510,7 +510,8 @@ def to_float32(model):
     trained = keras.Model(model.inputs[0], model.output, name=model.name)
     if "float16" in (description := trained.to_json()):
         trained = keras.models.model_from_json(re.sub("mixed_b?float16", "float32", description))
-        trained.set_weights(model.get_weights())
+        for variable, value in zip(trained.weights, model.weights, strict=True):
+            variable.assign(value)
     return trained
 
 

@@ -88,7 +88,7 @@ def run_script(name, weights, folder):
     """Row of the table: the script of this project on the same images."""
     script = importlib.import_module(name)
     vars(script).update(DATA_DIR=folder / "copies", OUTPUT_DIR=folder / "outputs", WEIGHTS=weights, CROP=None,
-                        EPOCHS=EPOCHS)
+                        EPOCHS=EPOCHS, MIXED_PRECISION=False)  # 32 bits, as in the tutorial
     results = json.loads((script.main() / "metrics.json").read_text("utf-8"))
     return (f"{name}.py, split by film", results["validation_images"],
             *(with_interval(results, metric) for metric in ("accuracy", "auc")))

@@ -12,15 +12,12 @@ CROPS = {"breast": "cropped to the breast", "lesion": "cropped to the lesion and
 TEXT = """\
 # {title}
 
-| {films} films of {patients} patients | per film | per patient |
-|---|---|---|
-{table}
+{tables}
 
 In brackets 95 % intervals over patients. What is called malignant has a probability of {THRESHOLD} or
 more; that of a patient is the mean logit of the films, and a patient is malignant when one of the films
 is. The thresholds of the last two rows were read off these films, so that a tenth of new ones would be
-called wrong (more where a class has fewer than 9 films{per_fold}). Always answering the majority class
-has an accuracy of {majority:.2f}.
+called wrong (more where a class has fewer than 9 films{per_fold}).
 
 ## Methods
 
@@ -76,23 +73,38 @@ def describe_data(settings, split):
     return " ".join(parts)
 
 
+def read_metrics(folder):
+    """The metrics.json of a run, and that of its test side where there is one."""
+    files = folder / "metrics.json", folder / "test" / "metrics.json"
+    return [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
+
+
+def make_table(results):
+    """A metrics.json as a Markdown table: every metric per film and per patient."""
+    parts = results, results.get("per_patient")  # None where every patient is malignant
+    baselines = [f"{part['majority_baseline']:.2f}" if part else "1.00" for part in parts]
+    rows = [[describe_held_out(results), "per film", "per patient"], ["---"] * 3,
+            ["accuracy of the majority class alone", *baselines]]
+    for name in results["ci95"]:
+        cells = [with_interval(part, name) if part else "one class only" for part in parts]
+        rows.append([name.replace("_", " "), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def write_summary(folder):
     """Write summary.md: the metrics as a table, methods and limits in plain English."""
-    settings, results = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("settings", "metrics"))
+    settings = json.loads((folder / "settings.json").read_text("utf-8"))
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
-    constants, patients = settings["constants"], results.get("per_patient")
-    rows = [f"| {name.replace('_', ' ')} | {with_interval(results, name)} |"
-            f" {with_interval(patients, name) if patients else 'one class only'} |" for name in results["ci95"]]
+    constants, note = settings["constants"], settings["note"]
     text = TEXT.format(
-        **constants, **settings["model"], **settings["versions"], title=settings["title"], table="\n".join(rows),
-        films=results["validation_images"], patients=results["validation_patients"],
-        majority=results["majority_baseline"], data=describe_data(settings, split),
+        **constants, **settings["model"], **settings["versions"], title=settings["title"],
+        tables="\n\n".join(map(make_table, read_metrics(folder))), data=describe_data(settings, split),
         duplicates=settings["collection"]["duplicates"], crop=CROPS[constants["CROP"]],
         weights=settings["weights"]["origin"], precision=" and ".join(settings["model"]["floats"]),
         frozen=", but for any batch normalization" if settings["weights"]["pretrained"] else "",
         per_fold=" in a fold" if "fold" in split else "",
         strata=" (and fold, where each has two patients of a class)" if "fold" in split else "",
-        note=f" {results['note'].capitalize()}." if results["note"] else "")
+        note=f" {note.capitalize()}." if note else "")
     paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
                   for block in text.split("\n\n")]
     (folder / "summary.md").write_text("\n\n".join(paragraphs).rstrip() + "\n", "utf-8", newline="\n")
@@ -100,10 +112,7 @@ def write_summary(folder):
 
 def show_results(folder):
     """Log the metrics of a complete run, and what they were measured on."""
-    for file in (folder / "metrics.json", folder / "test" / "metrics.json"):
-        if not file.exists():
-            continue
-        results = json.loads(file.read_text("utf-8"))
+    for results in read_metrics(folder):
         for name in results["ci95"]:
             log.info("%-29s %s", name.replace("_", " "), with_interval(results, name))
         log.info("on %s, with 95 %% intervals over patients; thresholds of the last two are read off these films;"

@@ -614,7 +614,9 @@ def test_a_test_side_is_scored_apart_from_validation(collection, tmp_path):
     assert "29.png" in set(pd.read_csv(folder / "leaks.csv")["path"])
     results = json.loads((folder / "test" / "metrics.json").read_text("utf-8"))
     assert (results["side"], results["validation_images"]) == ("test", len(test))
-    assert "The split came with the data: left out" in " ".join((folder / "summary.md").read_text("utf-8").split())
+    summary = " ".join((folder / "summary.md").read_text("utf-8").split())
+    assert "The split came with the data: left out" in summary
+    assert f"| {len(test)} test films of" in summary and metrics.with_interval(results, "brier") in summary
     runs = pd.read_csv(folder.parent / "runs.csv")
     assert sorted(runs["side"]) == ["test", "validation"]
     assert "test side" in (folder.parent / "report.html").read_text("utf-8")

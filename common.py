@@ -32,16 +32,15 @@ HERE = Path(__file__).resolve().parent
 saved_stderr = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
 try:
-    from data import UserError, duplicates, explain_write_errors, log, metrics, reading, replace
+    from data import UserError, explain_write_errors, log, reading, replace
     from data.comparison import compare
     from data.duplicates import FOLDS, check_folds, check_sides, group_duplicates, split_patients  # noqa: F401
     from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
-    from data.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_roc_curve,
-                              draw_training_curves, overlay_map, select_cases, write_figure, write_overlay)
+    from data.figures import draw_training_curves, overlay_map, write_figure, write_overlay
     from data.leaks import check_unseen, leave_out_known
-    from data.metrics import play_pointing_game
-    from data.reading import IMAGE_SIZE, place_boxes, read_films
-    from data.summary import show_results, write_summary
+    from data.reading import IMAGE_SIZE, read_films
+    from data.results import write_leaks, write_results, write_table
+    from data.summary import show_results
 
     import cv2
     import keras
@@ -77,7 +76,8 @@ THRESHOLD = 0.5  # probability of malignancy from which a film is called maligna
 
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
-CODE = [reading.parse_code(module.__file__) for module in (sys.modules[__name__], duplicates, metrics, reading)]
+CODE = [reading.parse_code(HERE / name) for name in (
+    "common.py", "data/duplicates.py", "data/metrics.py", "data/reading.py", "data/results.py")]
 
 
 # ---- start -------------------------------------------------------------------------------------
@@ -583,50 +583,7 @@ def evaluate(models, images, films, settings):
     return results
 
 
-def list_scores(predictions, films):
-    """What data.metrics measures: labels (1 malignant), probabilities, patients, and folds or None, as a dict."""
-    return {"labels": predictions["label"].eq("malignant").to_numpy(int),
-            "probabilities": predictions["probability"].to_numpy(),
-            "patients": films.loc[predictions.index, "group"].to_numpy(),
-            "folds": predictions["fold"].to_numpy() if "fold" in predictions else None}
-
-
-def score(predictions, maps, films, settings):
-    """The content of metrics.json: every metric over films and over patients, and the pointing game."""
-    scores, held_out = list_scores(predictions, films), films.loc[predictions.index]
-    results = metrics.measure(**scores, seed=settings.SEED, threshold=settings.THRESHOLD)
-    results |= {"validation_images": len(held_out), "validation_patients": held_out["group"].nunique(),
-                "side": held_out["split"].iloc[0] if scores["folds"] is None else "all folds"}
-    patients = metrics.average_films(**scores)
-    if len({*patients["labels"]}) == 2:  # all are malignant where each has a film of both classes
-        results["per_patient"] = metrics.measure(**patients, seed=settings.SEED, threshold=settings.THRESHOLD)
-    boxed = held_out["lesion_box"].ne("").to_numpy()
-    if boxed.any() and settings.CROP != "lesion":  # whose box is always in the middle, where any peak would hit
-        boxes = [place_boxes(film) for film in held_out[boxed].itertuples()]
-        found = predictions["label"].eq("malignant") & predictions["predicted"].eq("malignant")
-        results["pointing_game"] = play_pointing_game(boxes, maps[boxed], found.to_numpy()[boxed])
-    return results
-
-
 # ---- run folder --------------------------------------------------------------------------------
-
-
-def write_table(table, file, note=""):
-    """Write a CSV; nine digits give a float32 back exactly."""
-    table = table.assign(note=note) if note else table
-    table.to_csv(file, index=False, float_format="%.9g", lineterminator="\n")
-
-
-def write_json(content, file):
-    file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def write_leaks(films, folder):
-    """Write leaks.csv, if there are any: validation films left out, and what they show of the training side."""
-    leaks = films[films["trained_on"] != ""]
-    (folder / "leaks.csv").unlink(missing_ok=True)  # of an earlier run
-    if len(leaks):
-        write_table(leaks[["path", "label", "patient_id", "trained_on"]], folder / "leaks.csv")
 
 
 @contextlib.contextmanager
@@ -645,42 +602,6 @@ def make_folder(folder):
         with contextlib.suppress(OSError):  # a checkpoint stays
             name_unfinished(folder).rmdir()
     log.info("finished: %s", shorten(folder))
-
-
-def write_side(folder, settings, films, images, predictions, maps, title, note):
-    """Write what one side of a split gave: predictions, metrics, their figures and the overlays."""
-    (folder / "gradcam").mkdir(parents=True)
-    results, scores = score(predictions, maps, films, settings) | {"note": note}, list_scores(predictions, films)
-    write_table(predictions, folder / "predictions.csv", note)
-    write_json(results, folder / "metrics.json")
-    np.save(folder / "maps.npy", maps)
-    cases = select_cases(predictions, settings.THRESHOLD)
-    maps = dict(zip(predictions.index, maps, strict=True))
-    for name, figure in (
-        ("confusion_matrix", draw_confusion_matrix(predictions, results)),
-        ("roc_curve", draw_roc_curve(scores, results, settings.SEED)),
-        ("calibration", draw_calibration(scores, results)),
-        ("grad_cam_example", draw_cases(cases, films, images, maps)),
-    ):
-        write_figure(figure, folder / f"{name}.png", title, note)
-    for case in cases.itertuples():
-        figure = draw_cases(cases.loc[[case.Index]], films, images, maps, [case.outcome], columns=1, panel=3.3)
-        stem = re.sub(r"[^\w.-]", "_", Path(case.path).stem)[:100]
-        name = f"{case.outcome}_{case.number + 1:02d}_{stem}.png"
-        write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note)
-
-
-def write_results(folder, settings, films, images, results, recorded, held_out="split"):
-    """Write the files that every result has; recorded: settings.json; held_out: the column of who was held out."""
-    note = recorded["note"]
-    for side, (predictions, maps) in results.items():
-        place = folder / "test" if side == "test" else folder
-        write_side(place, settings, films, images, predictions, maps, recorded["title"], note)
-    columns = ["path", "label", "patient_id", held_out, "group", "film_sha256"]
-    write_table(films[columns], folder / "split.csv", note)
-    write_leaks(films, folder)
-    write_json(recorded, folder / "settings.json")
-    write_summary(folder)
 
 
 def write_run(folder, settings, films, images, fingerprints, trained, facts, weights, history, results, console):

@@ -2,8 +2,9 @@
 
 films.py finds the films and their patients, reading.py turns one file into a 224 x 224 image, duplicates.py
 finds films that show the same picture and splits the patients, leaks.py knows what a model was trained on,
-metrics.py measures predictions, figures.py draws them, summary.py puts a run into words, comparison.py makes one
-page of all finished runs. The folders beside them are collections, each with a prepare.py.
+metrics.py measures predictions, figures.py draws them, results.py writes the files of a result, summary.py puts
+it into words, comparison.py makes one page of all finished runs. The folders beside them are collections, each
+with a prepare.py.
 """
 import contextlib
 import logging

@@ -6,8 +6,8 @@
 The best-known collection for this task (Mendeley Data ywsbh3ndr8) holds turned and mirrored copies of about a
 hundred films, and tutorials split it by image. Here every lesion crop of mini-MIAS becomes COPIES images with
 names that tell nothing, in FOLDER/copies. Those of a fifth of the patients are kept out; tests/tutorial.py trains
-on the others, splits them by image, and then its model is shown the patients that were kept out. resnet50.py and
-vgg16.py get the same images and find out by themselves which show the same film. Prints a table, with 95 %
+on the others and splits them by image. resnet50.py and vgg16.py get the same images and find out by themselves
+which show the same film. Then all models are shown the patients that were kept out. Prints a table, with 95 %
 intervals over what each counts as independent: images in the tutorial, films elsewhere. Takes hours on two cores.
 """
 import importlib
@@ -24,7 +24,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from data.metrics import with_interval  # noqa: E402
+from data.metrics import measure, with_interval  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 COPIES = 12  # of each lesion crop, an even number: half of them are mirrored
@@ -62,9 +62,16 @@ def write_copies(films, images, folder):
 
 def score(labels, probabilities, groups):
     """Accuracy and AUC with their intervals, as text."""
-    results = common.metrics.measure(
-        np.asarray(labels), np.asarray(probabilities), groups, threshold=common.THRESHOLD)
+    results = measure(np.asarray(labels), np.asarray(probabilities), groups, threshold=common.THRESHOLD)
     return [with_interval(results, name) for name in ("accuracy", "auc")]
+
+
+def score_others(file, films, images, preprocess=lambda pixels: pixels):
+    """End of a row: the model of a file on the films of the patients that were kept out."""
+    films = films[~films["seen"]]
+    pixels = np.repeat(images[films.index][..., None], 3, axis=-1).astype(np.float32)
+    probabilities = common.keras.models.load_model(file).predict(preprocess(pixels), verbose=0)[:, 0]
+    return len(films), *score(films["label"].eq("malignant").astype(int), probabilities, films["group"])
 
 
 def run_tutorial(name, weights, films, images, folder):
@@ -75,23 +82,20 @@ def run_tutorial(name, weights, films, images, folder):
         subprocess.run([sys.executable, REPOSITORY / "tests" / "tutorial.py", *map(str, arguments)], check=True)
     labels, probabilities = np.loadtxt(output / "predictions.txt").T
     yield "tutorial, split by image", len(labels), *score(labels.astype(int), probabilities, range(len(labels)))
-    unseen = films[~films["seen"]]
-    pixels = np.repeat(images[unseen.index][..., None], 3, axis=-1).astype(np.float32)
     preprocess = getattr(common.keras.applications, name).preprocess_input
-    model = common.keras.models.load_model(output / "model.keras")
-    probabilities = model.predict(preprocess(pixels), verbose=0)[:, 0]
-    yield ("its model, other patients", len(unseen),
-           *score(unseen["label"].eq("malignant").astype(int), probabilities, unseen["group"]))
+    yield "its model, other patients", *score_others(output / "model.keras", films, images, preprocess)
 
 
-def run_script(name, weights, folder):
-    """Row of the table: the script of this project on the same images."""
+def run_script(name, weights, films, images, folder):
+    """Rows of the table: the script of this project on the same images, and its model on the other patients."""
     script = importlib.import_module(name)
     vars(script).update(DATA_DIR=folder / "copies", OUTPUT_DIR=folder / "outputs", WEIGHTS=weights, CROP=None,
                         EPOCHS=EPOCHS, MIXED_PRECISION=False)  # 32 bits, as in the tutorial
-    results = json.loads((script.main() / "metrics.json").read_text("utf-8"))
-    return (f"{name}.py, split by film", results["validation_images"],
-            *(with_interval(results, metric) for metric in ("accuracy", "auc")))
+    output = script.main()
+    results = json.loads((output / "metrics.json").read_text("utf-8"))
+    yield (f"{name}.py, split by film", results["validation_images"],
+           *(with_interval(results, metric) for metric in ("accuracy", "auc")))
+    yield "its model, other patients", *score_others(output / "model.keras", films, images)
 
 
 def main(resnet50, vgg16, folder):
@@ -101,9 +105,10 @@ def main(resnet50, vgg16, folder):
         write_copies(films[films["seen"]], images, folder / "copies")
     for name, weights in (("resnet50", resnet50), ("vgg16", vgg16)):
         weights = Path(weights).resolve()
-        for row in (*run_tutorial(name, weights, films, images, folder), run_script(name, weights, folder)):
-            rows.append((name, *row))
-            print(*rows[-1], sep=" | ", flush=True)
+        for run in (run_tutorial, run_script):
+            for row in run(name, weights, films, images, folder):
+                rows.append((name, *row))
+                print(*rows[-1], sep=" | ", flush=True)
     table = pd.DataFrame(rows, columns=["network", "who counts", "held-out images", "accuracy", "AUC"])
     print(table.to_string(index=False))
 

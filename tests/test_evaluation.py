@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 from tiny import build_tiny, common, make_films, make_noise, prepare, to_pixels
-from data import figures
+
+from data import figures, metrics, reading
+from data.results import score
 
 # ---- Grad-CAM ----------------------------------------------------------------------------------
 
@@ -59,8 +61,8 @@ def test_gradcam_without_positive_evidence_is_zero_and_the_figure_says_so(red_an
     _, maps = common.make_gradcam(build_two_channels(bias=10))(red_and_green)
     assert np.array_equal(maps, np.zeros((1, 4, 4)))
     films = make_films([0], 1)
-    cases = common.select_cases(films.assign(predicted="malignant", probability=0.9), 0.5)
-    figure = common.draw_cases(cases, films, make_noise(1), maps.numpy())
+    cases = figures.select_cases(films.assign(predicted="malignant", probability=0.9), 0.5)
+    figure = figures.draw_cases(cases, films, make_noise(1), maps.numpy())
     assert "no positive evidence" in [text.get_text() for text in figure.findobj(common.matplotlib.text.Text)]
 
 
@@ -106,7 +108,7 @@ def test_one_threshold_decides_calls_and_metrics(evaluated):
     called = predictions["probability"].to_numpy() >= settings.THRESHOLD
     assert 0 < called.sum() < 9
     assert predictions["predicted"].eq("malignant").tolist() == called.tolist()
-    results = common.score(predictions, maps, films, settings)
+    results = score(predictions, maps, films, settings)
     truth = predictions["label"].eq("malignant")
     tn, fp, fn, tp = sklearn.metrics.confusion_matrix(truth, called).ravel().tolist()
     assert results["confusion_matrix"] == {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
@@ -121,7 +123,7 @@ def test_scores_are_those_of_scikit_learn(tmp_path):
     probabilities = np.clip(0.4 + 0.2 * truth + 0.2 * rng.standard_normal(60), 0, 1)
     predictions = held_out[["path", "patient_id", "label"]].assign(
         probability=probabilities, predicted=np.take(common.CLASSES, probabilities >= 0.5))
-    results = common.score(predictions, np.zeros((60, 2, 2)), films, settings)
+    results = score(predictions, np.zeros((60, 2, 2)), films, settings)
     report = sklearn.metrics.classification_report(truth, probabilities >= 0.5, output_dict=True)
     expected = {"accuracy": report["accuracy"], "precision": report["1"]["precision"],
                 "recall": report["1"]["recall"], "f1": report["1"]["f1-score"],
@@ -130,7 +132,7 @@ def test_scores_are_those_of_scikit_learn(tmp_path):
     assert {name: results[name] for name in expected} == pytest.approx(expected)
     assert (results["validation_images"], results["validation_patients"]) == (60, 30)
     assert "pointing_game" not in results, "no film has a box"
-    measured = common.metrics.measure(
+    measured = metrics.measure(
         truth, probabilities, held_out["group"].to_numpy(), settings.SEED, settings.THRESHOLD)
     assert measured == {name: results[name] for name in measured}
     assert set(measured["ci95"]) >= {"accuracy", "precision", "recall", "f1", "specificity", "auc"}
@@ -140,7 +142,7 @@ def test_the_most_confident_cases_of_every_outcome_are_shown():
     rng, threshold = np.random.default_rng(0), 0.3
     table = pd.DataFrame({"label": rng.choice(common.CLASSES, 60), "probability": rng.random(60)})
     table["predicted"] = np.where(table["probability"] >= threshold, "malignant", "benign")
-    cases = common.select_cases(table, threshold)
+    cases = figures.select_cases(table, threshold)
     for outcome, label in (("true_positive", "malignant"), ("false_positive", "benign"),
                            ("true_negative", "benign"), ("false_negative", "malignant")):
         called = "malignant" if outcome.endswith("positive") else "benign"
@@ -153,8 +155,8 @@ def test_the_most_confident_cases_of_every_outcome_are_shown():
 
 
 def play(films, maps, true_positives):
-    boxes = [common.place_boxes(film) for film in films.itertuples()]
-    return common.play_pointing_game(boxes, maps, true_positives)
+    boxes = [reading.place_boxes(film) for film in films.itertuples()]
+    return metrics.play_pointing_game(boxes, maps, true_positives)
 
 
 def test_the_pointing_game_by_hand():
@@ -190,7 +192,7 @@ def test_the_pointing_game_is_played_where_the_box_is_not_the_middle_anyway(tmp_
         probability=[0.9, 0.1, 0.9, 0.9], predicted=["malignant", "benign", "malignant", "malignant"])
     maps = np.zeros((4, 2, 2))
     maps[:, 0, 0] = 1
-    results = common.score(predictions, maps, films, settings)
+    results = score(predictions, maps, films, settings)
     if crop == "lesion":
         assert "pointing_game" not in results
     else:

@@ -14,6 +14,8 @@ import sklearn.calibration
 import sklearn.metrics
 from tiny import build_tiny, common, finish_run, import_tiny, make_films, make_noise, prepare
 
+from data.figures import select_cases
+
 NASTY = "benign/a <b>&\"'$x$ é.png"
 
 
@@ -83,7 +85,7 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     loss, accuracy = figures["training_curves.png"].axes
     assert [line.get_ydata().tolist() for line in loss.get_lines()] == [[0.7, 0.5], [0.71, 0.6]]
     assert [line.get_ydata().tolist() for line in accuracy.get_lines()] == [[0.5, 0.7], [0.5, 0.6]]
-    expected = common.select_cases(predictions, common.THRESHOLD)
+    expected = select_cases(predictions, common.THRESHOLD)
     texts = read_texts(figures["grad_cam_example.png"])
     assert {f"P(malignant) {p:.2f}" for p in expected["probability"]} <= set(texts)
     assert len(figures) == 5 + len(expected)
@@ -94,7 +96,7 @@ def test_each_case_is_shown_with_its_own_film_and_boxes(written):
     boxes = [f"{number}:0:10:20" for number in range(50)]
     _, predictions, figures = written(lesion_box=boxes)
     images = make_noise(50)
-    cases = common.select_cases(predictions, common.THRESHOLD)
+    cases = select_cases(predictions, common.THRESHOLD)
     shown = 0
     for case in cases.itertuples():
         (figure,) = (figure for name, figure in figures.items() if name.startswith(

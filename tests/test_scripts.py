@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 from tiny import common, copy_program, edit, finish_process, start_process
 
 from data import figures
+from data.metrics import measure
 
 NAMES = ("resnet50", "vgg16")
 FILES = {"settings.json", "split.csv", "history.csv", "training_curves.png", "metrics.json", "predictions.csv",
@@ -64,7 +65,7 @@ def test_the_files_agree_with_each_other(finished):
     metrics = json.loads((run / "metrics.json").read_text("utf-8"))
     truth = predictions["label"].eq("malignant").to_numpy(int)
     probabilities = predictions["probability"].to_numpy()
-    measured = common.metrics.measure(
+    measured = measure(
         truth, probabilities, predictions["patient_id"].to_numpy(), threshold=common.THRESHOLD)
     for key, value in measured.items():
         assert metrics[key] == (pytest.approx(value) if isinstance(value, float) else value) or key == "ci95"

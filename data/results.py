@@ -1,0 +1,94 @@
+"""The files of a result: predictions, metrics, their figures and overlays, who was held out."""
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from data import metrics
+from data.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_roc_curve, select_cases,
+                          write_figure)
+from data.reading import place_boxes
+from data.summary import write_summary
+
+
+def list_scores(predictions, films):
+    """What data.metrics measures: labels (1 malignant), probabilities, patients, and folds or None, as a dict."""
+    return {"labels": predictions["label"].eq("malignant").to_numpy(int),
+            "probabilities": predictions["probability"].to_numpy(),
+            "patients": films.loc[predictions.index, "group"].to_numpy(),
+            "folds": predictions["fold"].to_numpy() if "fold" in predictions else None}
+
+
+def score(predictions, maps, films, settings):
+    """The content of metrics.json: every metric over films and over patients, and the pointing game."""
+    scores, held_out = list_scores(predictions, films), films.loc[predictions.index]
+    results = metrics.measure(**scores, seed=settings.SEED, threshold=settings.THRESHOLD)
+    results |= {"validation_images": len(held_out), "validation_patients": held_out["group"].nunique(),
+                "side": held_out["split"].iloc[0] if scores["folds"] is None else "all folds"}
+    patients = metrics.average_films(**scores)
+    if len({*patients["labels"]}) == 2:  # all are malignant where each has a film of both classes
+        results["per_patient"] = metrics.measure(**patients, seed=settings.SEED, threshold=settings.THRESHOLD)
+    boxed = held_out["lesion_box"].ne("").to_numpy()
+    if boxed.any() and settings.CROP != "lesion":  # whose box is always in the middle, where any peak would hit
+        boxes = [place_boxes(film) for film in held_out[boxed].itertuples()]
+        found = predictions["label"].eq("malignant") & predictions["predicted"].eq("malignant")
+        results["pointing_game"] = metrics.play_pointing_game(boxes, maps[boxed], found.to_numpy()[boxed])
+    return results
+
+
+def write_table(table, file, note=""):
+    """Write a CSV; nine digits give a float32 back exactly."""
+    table = table.assign(note=note) if note else table
+    table.to_csv(file, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def write_json(content, file):
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_leaks(films, folder):
+    """Write leaks.csv, if there are any: held-out films that were left out, and what they show of another side."""
+    leaks = films[films["trained_on"] != ""]
+    (folder / "leaks.csv").unlink(missing_ok=True)  # of an earlier run
+    if len(leaks):
+        write_table(leaks[["path", "label", "patient_id", "trained_on"]], folder / "leaks.csv")
+
+
+def write_side(folder, settings, films, images, predictions, maps, title, note):
+    """Write what belongs to one side of a split: predictions, metrics, their figures and the overlays."""
+    (folder / "gradcam").mkdir(parents=True)
+    results, scores = score(predictions, maps, films, settings) | {"note": note}, list_scores(predictions, films)
+    write_table(predictions, folder / "predictions.csv", note)
+    write_json(results, folder / "metrics.json")
+    np.save(folder / "maps.npy", maps)
+    cases = select_cases(predictions, settings.THRESHOLD)
+    maps = dict(zip(predictions.index, maps, strict=True))
+    for name, figure in (
+        ("confusion_matrix", draw_confusion_matrix(predictions, results)),
+        ("roc_curve", draw_roc_curve(scores, results, settings.SEED)),
+        ("calibration", draw_calibration(scores, results)),
+        ("grad_cam_example", draw_cases(cases, films, images, maps)),
+    ):
+        write_figure(figure, folder / f"{name}.png", title, note)
+    for case in cases.itertuples():
+        figure = draw_cases(cases.loc[[case.Index]], films, images, maps, [case.outcome], columns=1, panel=3.3)
+        stem = re.sub(r"[^\w.-]", "_", Path(case.path).stem)[:100]
+        name = f"{case.outcome}_{case.number + 1:02d}_{stem}.png"
+        write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note)
+
+
+def write_results(folder, settings, films, images, results, recorded, held_out="split"):
+    """Write the files that every result has.
+
+    recorded: settings.json; held_out: "split" or "fold", the column of split.csv that says which were held out.
+    """
+    note = recorded["note"]
+    for side, (predictions, maps) in results.items():
+        place = folder / "test" if side == "test" else folder
+        write_side(place, settings, films, images, predictions, maps, recorded["title"], note)
+    columns = ["path", "label", "patient_id", held_out, "group", "film_sha256"]
+    write_table(films[columns], folder / "split.csv", note)
+    write_leaks(films, folder)
+    write_json(recorded, folder / "settings.json")
+    write_summary(folder)

@@ -28,6 +28,7 @@ from pathlib import Path
 os.environ["KERAS_BACKEND"] = "tensorflow"  # read by Keras when it is imported
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on many processors, and slower there
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # GPUs since Ampere round what they multiply in 32 bits to 19
 HERE = Path(__file__).resolve().parent
 saved_stderr = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
@@ -55,10 +56,8 @@ try:
     from tensorflow.python.util._pywrap_util_port import IsMklEnabled as is_onednn_on
 
 except ImportError as missing:
-    if ".so" in str(missing):
-        sys.exit(f"OpenCV cannot be loaded ({missing}): apt-get install libgl1 libglib2.0-0, or"
-                 " pip uninstall opencv-python and pip install opencv-python-headless.")
-    sys.exit(f"{missing}: pip install -r {HERE / 'requirements.txt'}")
+    sys.exit(f"{missing}: pip install -r {HERE / 'requirements.txt'}; where it is libGL that is missing, apt-get"
+             " install libgl1 libglib2.0-0, or pip install opencv-python-headless in place of opencv-python.")
 finally:
     os.dup2(saved_stderr, 2)
 
@@ -150,6 +149,8 @@ def check_constants(constants):
             values[name] = Path(os.path.abspath(HERE / os.path.expanduser(value)))
         elif name in ("UNFROZEN_FRACTION", "LEARNING_RATE"):
             values[name] = float(value)  # 1 and 1.0 are one setting
+        elif isinstance(value, np.integer):
+            values[name] = int(value)  # as JSON takes it
         if name == "WEIGHTS" and isinstance(values[name], Path) and not values[name].is_file():
             raise UserError(f"WEIGHTS is {str(value)!r}, but there is no file {values[name]}.")
     return Settings(**values)
@@ -205,8 +206,7 @@ def choose_precision(settings):
 
 def reset_keras(settings):
     """Put Keras and all random generators into the state in which every training starts."""
-    keras.backend.clear_session()  # which resets strategy and dtype policy, too
-    gc.collect()  # models and datasets refer to themselves: without this, memory grows from fold to fold
+    keras.backend.clear_session()  # strategy and dtype policy, too, and models and datasets of an earlier fold
     keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json has
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy(choose_precision(settings)[0])
@@ -221,11 +221,17 @@ def describe_device():
 
 
 def list_folds(films, settings, console):
-    """Yield the number of each fold to run, all from the same state; `console` keeps the lines of one only."""
+    """Yield the number of each fold to run.
+
+    Before each, Keras starts afresh and `console` forgets the lines of the fold before, so that settings.json
+    tells of its own fold only.
+    """
     shared, given = len(console.buffer), films["split"].ne("").any()  # given splits have no folds
     for fold in range(FOLDS) if settings.FOLD == "all" and not given else [settings.FOLD]:
         del console.buffer[shared:]
         reset_keras(settings)
+        log.info("the split is that of the data; FOLD is not used" if given else
+                 f"fold {fold} of 0 to {FOLDS - 1} is held out: whole patients, stratified by class")
         yield fold
 
 
@@ -289,8 +295,8 @@ def build_model(backbone, weights, settings):
     logit = keras.layers.Dense(1, name="logit", **full)(features)
     probability = keras.layers.Activation("sigmoid", name="probability", **full)(logit)
     model = keras.Model(backbone.inputs[0], probability, name=backbone.name)
-    log.info("the top {unfrozen_layers} of {layers} layers of {backbone} train, with {unfrozen_parameters:,} of"
-             " {parameters:,} parameters".format(**describe_model(model, settings)))
+    log.info("the top {unfrozen_layers} of {layers} layers of {backbone} train: with those on top of it,"
+             " {trained_parameters:,} parameters".format(**describe_model(model, settings)))
     return model
 
 
@@ -423,8 +429,8 @@ def is_complete(folder):
     complete = (folder / "settings.json").is_file()
     if complete:
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)  # of a run killed after its last file
-    log.info("complete already, delete the folder to repeat it: %s" if complete else "results will be in %s",
-             shorten(folder))
+    sentence = "complete already, delete the folder to repeat it" if complete else "results will be in"
+    log.info("%s: %s", sentence, shorten(folder))
     return complete
 
 
@@ -495,7 +501,7 @@ def train(model, training, validation, steps, settings, folder):
     finally:
         for name in {*gradient_registry.list()} - known:  # or TensorFlow keeps each fold's graph, 350 MB
             del gradient_registry._registry[name]
-    model.optimizer.finalize_variable_values(model.trainable_variables)  # fit() did, unless all epochs were done
+    model.optimizer.finalize_variable_values(model.trainable_variables)  # as fit() does, where it was called
     finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # a ReLU can hide NaN from the loss
     if not finite or len(rows) < settings.EPOCHS:
         shutil.rmtree(name_unfinished(folder))
@@ -572,9 +578,9 @@ def evaluate(models, images, films, settings):
     """
     gc.collect()  # after a training, the optimizer: three times the weights, in a cycle with its model
     explain, results = make_explainer(models, settings.THRESHOLD), {}
-    for side, held_out in films.reset_index().groupby("split"):
-        if side in ("validation", "test"):
-            rows, size = held_out.index.to_numpy(), settings.BATCH_SIZE
+    for side in ("validation", "test"):
+        rows, size = np.flatnonzero(films["split"] == side), settings.BATCH_SIZE
+        if len(rows):
             parts = [explain(images[rows[start : start + size]]) for start in range(0, len(rows), size)]
             probabilities, maps = map(np.concatenate, zip(*parts, strict=True))
             predictions = films.iloc[rows][["path", "patient_id", "label"]].assign(
@@ -620,7 +626,8 @@ def write_run(folder, settings, films, images, fingerprints, trained, facts, wei
     fold = films["fold"][films["split"].eq("validation")].iloc[0]
     if settings.FOLD == "all" and fold and (left := FOLDS - 1 - int(fold)):
         minutes = left * history["seconds"].max() / 60
-        log.info("%d of %d folds are left: about %.1f minutes of training", left, FOLDS, minutes)
+        log.info("%d of %d folds are left: about %.1f minutes of training, less where one is complete already",
+                 left, FOLDS, minutes)
 
 
 def describe_run(settings, films, console):
@@ -657,12 +664,10 @@ def pool_folds(folders, films, images, fingerprints, settings):
     folder = folders[0].with_name(f"{folders[0].name.rpartition('-')[0]}-all-{digits}")
     if is_complete(folder):
         return folder
-    try:
-        parts = [pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False) for part in folders]
-        maps = np.concatenate([np.load(part / "maps.npy") for part in folders])
-        records = [json.loads((part / "settings.json").read_text("utf-8")) for part in folders]
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: delete its folder to repeat that fold.") from error
+    parts = [pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False) for part in folders]
+    maps = np.concatenate([np.load(part / "maps.npy") for part in folders])
+    records = [json.loads((part / "settings.json").read_text("utf-8")) for part in folders]
+    films = films.assign(fold=films["fold"].mask(films["left_out"] != "", "left out"))
     predictions = pd.concat(parts).drop(columns="note", errors="ignore").astype({"probability": float})
     predictions.index = pd.Index(films["path"]).get_indexer(predictions["path"])
     predictions["fold"] = films["fold"]
@@ -688,7 +693,9 @@ def load_run(run):
     folder = run if run.is_dir() else run.parent
     try:
         recorded = json.loads((folder / "settings.json").read_text("utf-8"))
-        _ = recorded["constants"]["THRESHOLD"], recorded["collection"]["depths"]  # older versions lack them
+        _ = recorded["constants"]["THRESHOLD"], recorded["collection"]["depths"]  # KeyError of older versions
+        if "TRAINED_ON" in recorded["constants"]:
+            raise ValueError("it is the result of validate(), which has no model")
         files = [folder.with_name(name) / "model.keras" for name in recorded.get("folds", [folder.name])]
         return folder, [keras.models.load_model(file, safe_mode=True) for file in files], recorded
     except (ValueError, OSError, KeyError) as error:
@@ -706,7 +713,7 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     _, models, recorded = load_run(run)
     constants, depths = recorded["constants"], recorded["collection"]["depths"]
     paths, rows, kinds, size = list_images(films), [], set(), constants["BATCH_SIZE"]
-    boxes = dict(zip(list_images(lesion_boxes or []), (lesion_boxes or {}).values(), strict=True))
+    boxes = {absolute(path): box for path, box in (lesion_boxes or {}).items()}
 
     def read(path):
         try:
@@ -751,10 +758,11 @@ def validate(run, data_dir):
     constants = recorded["constants"] | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent}
     settings = Settings(*map(constants.get, Settings._fields))
     films = find_films(data_dir).assign(split="validation")
-    films, images, fingerprints = read_films(films, data_dir, settings.CROP, settings.OUTPUT_DIR)
+    films, images, fingerprints = read_films(
+        films, data_dir, settings.CROP, settings.OUTPUT_DIR, recorded["collection"]["depths"])
     films = leave_out_known(films, fingerprints, data_dir.name, source)
     write_leaks(films, settings.OUTPUT_DIR)
-    if films["split"].ne("validation").all():
+    if films["trained_on"].ne("").all():
         raise UserError(f"{data_dir} has no film that {source.name} was not trained on (leaks.csv).")
     check_sides(films, ["validation"])
     results = evaluate(models, images, films, settings)

@@ -24,7 +24,8 @@ def read_run(folder, place):
                     for file in (place / "predictions.csv", folder / "split.csv"))
     constants, side = settings["constants"], results["side"]
     row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
-    row |= {name: str(value).removesuffix(".0") for name, value in constants.items()}  # 1 and 1.0 are one setting
+    row |= {name: value if isinstance(value, str) else str(value).removesuffix(".0")  # 1 and 1.0 are one setting
+            for name, value in constants.items()}
     row["MIXED_PRECISION"] = " and ".join(settings["model"]["floats"])  # "auto" is another on another machine
     if given := bool(settings["split"]["given"]):
         row["FOLD"] = "other collection" if "TRAINED_ON" in constants else "given split"
@@ -35,8 +36,8 @@ def read_run(folder, place):
     row["link"] = quote(place.relative_to(folder.parent).as_posix())
     row["films"] = f"{len(split)} films of {split['group'].nunique()} patients"
     names = ["path", "label", "film_sha256"] + ["group"] * (row["FOLD"] != "other collection")
-    known = pd.util.hash_pandas_object(split[names], index=False)
-    row["section"] = f"{known.sum()}, SEED {row['SEED']}, {given}, {side == 'test'}"
+    digests = pd.util.hash_pandas_object(split[names], index=False)
+    row["section"] = f"{digests.sum()}, SEED {row['SEED']}, {given}, {side == 'test'}"  # runs of one are compared
     row["sides"] = str(pd.util.hash_pandas_object(split[["path", "split"]], index=False).sum()) if given else ""
     films = films.merge(split[["path", "group"]], on="path", validate="1:1")
     films["malignant"] = films["label"].map(CLASSES.index)

@@ -82,11 +82,14 @@ def find_groups(films, fingerprints):
 
 
 def group_duplicates(films, fingerprints):
-    """find_groups, and tell how many duplicates there are."""
+    """find_groups, and tell how many duplicates and patients with films of both classes there are."""
     films = find_groups(films, fingerprints)
     if films["duplicate"].any():
         log.info("%d films show the same picture as another; their patients stay on one side, and count as one",
                  films["duplicate"].sum())
+    if mixed := films.groupby("group")["label"].nunique().gt(1).sum():
+        log.info("%d patients (or copies of one picture) have benign and malignant films; all of them stay on one"
+                 " side", mixed)
     return films
 
 
@@ -115,18 +118,12 @@ def split_patients(films, fold, seed):
     split may have a side "test", too, which loses what is trained or validated on.
     """
     films = films.assign(trained_on="", fold="")
-    if mixed := films.groupby("group")["label"].nunique().gt(1).sum():
-        log.info("%d patients (or copies of one picture) have benign and malignant films; all of them stay on one"
-                 " side", mixed)
     if films["split"].eq("").all():
         check_folds(films)
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
         for number, (_, rows) in enumerate(splitter.split(films, films["label"], films["group"])):
             films.loc[films.index[rows], "fold"] = str(number)
         films["split"] = np.where(films["fold"].eq(str(fold)), "validation", "train")
-        log.info("fold %d of 0 to %d is held out: whole patients, stratified by class", fold, FOLDS - 1)
-    else:
-        log.info("the split is that of the data; FOLD is not used")
     films.loc[films["left_out"].ne(""), "split"] = "left out"
     for side, earlier in (("validation", ["train"]), ("test", ["train", "validation"])):
         known, held_out = find_known(films, side, earlier), films["split"].eq(side)
@@ -137,16 +134,16 @@ def split_patients(films, fold, seed):
         if leaks.any():
             log.warning("%d of %d %s films are left out: they show a patient or a picture that is %s (leaks.csv)",
                         leaks.sum(), held_out.sum(), side, use)
+    return films
+
+
+def check_sides(films, sides=("train", "validation"), every_fold=False):
+    """Tell how many films each side has; raises UserError where one, or any fold, lacks a class."""
     for side in ("train", "validation", "test"):
         counts = films[films["split"].eq(side)].groupby("label")["group"].agg(["size", "nunique"])
         if len(counts):
             log.info("%-10s %s", side, ", ".join(f"{label} {size} films of {patients} patients"
                                                  for label, size, patients in counts.itertuples()))
-    return films
-
-
-def check_sides(films, sides=("train", "validation"), every_fold=False):
-    """Raise UserError where a side of a split, or any fold, lacks a class, and tell what was left out."""
     reasons = films.loc[films["left_out"].ne(""), "left_out"].value_counts()
     left_out = "".join(f"; {count} films are left out: {reason}" for reason, count in reasons.items())
     if films["trained_on"].ne("").any() and not films["split"].eq("validation").any():

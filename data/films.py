@@ -10,7 +10,7 @@ from data import UserError, log
 
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", ".dcm", ".dicom")
-VALIDATION_WORDS = ("val", "valid", "validation", "test")  # the first one in the data; a test side besides is kept
+VALIDATION_WORDS = ("val", "valid", "validation", "test")  # the first there is; test beside it stays test
 COLUMNS = ["path", "label", "split", "patient_id", "lesion_box"]
 LESION_BOXES = r"(\d{1,6}:\d{1,6}:[1-9]\d{,5}:[1-9]\d{,5}(\|(?!$)|$))*"  # x:y:width:height, joined by |
 PATIENT_NAMES = {  # how public collections write the patient into the name of a file or folder
@@ -70,7 +70,7 @@ def read_folders(root):
     sides = {root: ""}
     if "train" in folders and held_out:
         test = {folders["test"]: "test"} if "test" in folders else {}
-        sides = {folders["train"]: "train", **test, held_out[0]: "validation"}  # which a test alone is
+        sides = {folders["train"]: "train", **test, held_out[0]: "validation"}  # of equal keys the last counts
     tops = {top: split for side, split in sides.items() for top in side.iterdir()}
     classes = {top: label for top in tops if top.is_dir()
                for label in CLASSES if top.name.lower().startswith(label)}

@@ -16,9 +16,11 @@ GRID = np.linspace(0, 1, 101)  # false positive rates of ROC curves
 
 
 def stratify(labels, patients, folds):
-    """Films (label, fold, patient as a number), patients of each stratum, how many count for the AUC.
+    """(films, strata, smaller): the input to a bootstrap over patients within strata.
 
-    A stratum is a class in a fold, or in all if one has a single patient. Who has both is malignant.
+    films: a table with label, fold and patient, a number; strata: the patients of each; smaller: how many patients
+    the rarer class has in folds that have both. A stratum is a class in a fold, or in all folds if one has a
+    single patient. A patient with films of both classes counts as malignant.
     """
     films = pd.DataFrame({"label": np.asarray(labels), "fold": 0 if folds is None else np.asarray(folds)})
     films["patient"], _ = pd.Series(list(patients), dtype=object).factorize(use_na_sentinel=False)
@@ -32,7 +34,7 @@ def stratify(labels, patients, folds):
 
 
 def read_off(misses, rates):
-    """The rate at which a tenth of one class is called wrong, as the threshold moves: (R,), a row a resample.
+    """Sensitivity at 90 % specificity, or the reverse: (R,), of each resample.
 
     misses: films of the class that are called wrong so far, (R, S); rates: the share of the other class that is
     called right, (R, S). A threshold at the k-th of n films calls k / (n + 1) of new ones wrong on average

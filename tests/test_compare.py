@@ -214,7 +214,7 @@ def test_models_that_were_validated_elsewhere_are_never_pooled(write_run, compar
 def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare):
     write_run("a", DATA_DIR="data/phantoms")
     write_run("b", DATA_DIR="/elsewhere/phantoms", DROPOUT=0.5)
-    write_run("other films", collection="others", DATA_DIR="/films/ddsm")
+    write_run("other films", collection="others", DATA_DIR="/films/ddsm-1.0")
     write_run("other folds", SEED=1)
     write_run("no folds", given=True)
     for name, given, column, value in (
@@ -224,7 +224,7 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
         split.loc[:7, column] = value
         split.to_csv(file, index=False)
     page, _ = compare()
-    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm: 200 films of 100 patients"] + 3 * [
+    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + 3 * [
         "phantoms: 200 films of 100 patients"] + ["phantoms: 200 films of 97 patients"]
     assert sorted(map(len, page.tables)) == [1, 1, 1, 2, 2], "two settings, or two given splits"
 

@@ -66,7 +66,8 @@ def take_fingerprints(film):
 
 
 def make_table(patients):
-    return pd.DataFrame({"path": [f"{n:06d}.png" for n in range(len(patients))], "patient_id": patients})
+    paths = [f"{n:06d}.png" for n in range(len(patients))]
+    return pd.DataFrame({"path": paths, "patient_id": patients, "label": "benign"})
 
 
 def group(films, patients=None):
@@ -303,12 +304,14 @@ def test_the_counts_that_are_logged(caplog):
     films = make_films(patients=100, mixed=0.1)
     films["group"] = films["group"].replace("patient 1", "patient 0")  # who share a picture count once
     split = split_patients(films, 0, 0)
+    check_sides(split)
     for side in ("train", "validation"):
         for label in CLASSES:
             rows = split[(split["split"] == side) & (split["label"] == label)]
             line = rf"{side} .*{label} {len(rows)} films of {rows['group'].nunique()} patients"
             assert re.search(line, caplog.text)
-    mixed = (split.groupby("group")["label"].nunique() == 2).sum()
+    mixed = (films.groupby("patient_id")["label"].nunique() == 2).sum()
+    group_duplicates(films, make_fingerprints(np.random.default_rng(0), len(films)))
     assert f"{mixed} patients (or copies of one picture) have benign and malignant films" in caplog.text
 
 

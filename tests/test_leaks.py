@@ -50,6 +50,10 @@ def test_weights_that_have_seen_held_out_patients_or_their_pictures_are_refused(
     settings.FOLD = "all"
     with pytest.raises(UserError, match="5 of the 8 held-out patients"):  # each is held out once
         check_unseen(films, prints, settings)
+    folds = films.assign(fold=[*"01234", *["left out"] * 3]).drop(columns="split")  # of a result of all folds
+    folds[["path", "patient_id", "fold", "group"]].to_csv(settings.WEIGHTS.with_name("split.csv"), index=False)
+    with pytest.raises(UserError, match="5 of the 8 held-out patients"):
+        check_unseen(films, others, settings)
     given = films.assign(fold="", split=["train"] * 5 + ["validation"] * 3)
     check_unseen(given, prints, settings)  # FOLD is not used
 

@@ -41,6 +41,13 @@ def test_a_wrong_constant_stops_at_once_and_is_named(monkeypatch, name, value):
             script.main()
 
 
+def test_numbers_of_numpy_are_those_of_python(tmp_path):
+    """As a notebook has them that tries seeds in a loop."""
+    numbers = {"SEED": 3, "FOLD": 2, "EPOCHS": 4, "BATCH_SIZE": 5, "LEARNING_RATE": 0.5}
+    settings = prepare(tmp_path, **{name: np.array(value)[()] for name, value in numbers.items()})
+    assert json.loads(json.dumps({name: getattr(settings, name) for name in numbers})) == numbers
+
+
 @pytest.mark.parametrize("name", ["DATA_DIR", "CROP", "EPOCHS", "MIXED_PRECISION"])
 def test_a_deleted_constant_is_named(monkeypatch, name):
     monkeypatch.delattr(vgg16, name)
@@ -266,6 +273,23 @@ def test_all_folds_hold_every_patient_out_once_and_are_runs_of_their_own(all_fol
     split = pd.read_csv(folder / "split.csv").set_index("path")
     assert split["fold"][predictions["path"]].tolist() == predictions["fold"].tolist()
     assert split.groupby("patient_id")["fold"].nunique().max() == 1
+
+
+def test_a_film_that_no_fold_used_is_not_called_trained_on(all_folds, tmp_path):
+    script, _, folder, _ = all_folds
+    names = json.loads((folder / "settings.json").read_text("utf-8"))["folds"]
+    folders = [shutil.copytree(folder.with_name(name), tmp_path / name) for name in names]
+    settings = prepare(tmp_path, FOLD="all")
+    films = common.find_films(Path(script.DATA_DIR))
+    films, images, prints = common.read_films(films, Path(script.DATA_DIR), settings.CROP, tmp_path)
+    films = common.split_patients(common.group_duplicates(films, prints), 4, 0)
+    spare = films.iloc[[0]].assign(path="spare.png", left_out="no lesion_box", split="left out")
+    films, images = pd.concat([films, spare], ignore_index=True), np.concatenate([images, images[:1]])
+    pooled = common.pool_folds(folders, films, images, np.concatenate([prints, prints[:1]]), settings)
+    split = pd.read_csv(pooled / "split.csv").set_index("path")["fold"]
+    assert split.pop("spare.png") == "left out"
+    expected = pd.read_csv(folder / "split.csv", dtype=str).sort_values("path")["fold"]
+    assert split.sort_index().tolist() == expected.tolist()
 
 
 def test_the_result_of_all_folds_pools_counts_and_averages_aucs(all_folds):
@@ -497,10 +521,10 @@ def test_predict_with_all_folds_is_the_mean_logit_of_their_models(all_folds):
 # ---- another collection ------------------------------------------------------------------------
 
 
-def write_noise(file, rng):
-    """A film of smooth noise, 240 x 200."""
+def write_noise(file, rng, top=255, dtype=np.uint8):
+    """A film of smooth noise, 240 x 200, from 0 to `top`."""
     noise = common.cv2.resize(rng.random((20, 20)), (200, 240), interpolation=common.cv2.INTER_CUBIC)
-    assert common.cv2.imwrite(str(file), (noise.clip(0, 1) * 255).astype(np.uint8))
+    assert common.cv2.imwrite(str(file), (noise.clip(0, 1) * top).astype(dtype))
 
 
 @pytest.fixture(scope="module")
@@ -566,8 +590,44 @@ def test_validation_where_names_mean_someone_else(validated, tmp_path):
     second = common.validate(tmp_path / "outputs" / run.name, tmp_path / "again" / "other")
     assert len(pd.read_csv(second / "predictions.csv")) == len(films) == 4
     assert first != second, "another collection of the same name"
-    with pytest.raises(common.UserError, match="cannot be loaded"):
-        common.validate(first, tmp_path / "other")
+    recorded = json.loads((first / "settings.json").read_text("utf-8")) | {"folds": [run.name]}  # its models exist
+    (first / "settings.json").write_text(json.dumps(recorded))
+    for command in (common.validate, common.predict):
+        with pytest.raises(common.UserError, match=r"cannot be loaded .*validate\(\), which has no model"):
+            command(first, tmp_path / "other")
+
+
+def test_validation_scales_films_as_predict_does(validated, tmp_path):
+    """By the bits of the films that the run saw, though these here use fewer."""
+    run, folder, _ = validated
+    shutil.copytree(folder.parent / run.name, tmp_path / "outputs" / run.name)
+    file = tmp_path / "outputs" / run.name / "settings.json"
+    recorded = json.loads(file.read_text("utf-8"))
+    recorded["collection"]["depths"] = {"16 bit PNG": 14}
+    file.write_text(json.dumps(recorded))
+    rng = np.random.default_rng(2)
+    for label in common.CLASSES:
+        place = tmp_path / "dark" / label
+        place.mkdir(parents=True)
+        for number in range(2):
+            write_noise(place / f"{number}.png", rng, 1000, np.uint16)
+    predictions = pd.read_csv(common.validate(file.parent, tmp_path / "dark") / "predictions.csv")
+    single = common.predict(file.parent, [tmp_path / "dark" / path for path in predictions["path"]])
+    assert np.allclose(single["probability"], predictions["probability"], atol=1e-6)
+
+
+def test_validation_without_lesion_boxes_says_so(validated, tmp_path):
+    run, folder, _ = validated
+    shutil.copytree(folder.parent / run.name, tmp_path / "outputs" / run.name)
+    file = tmp_path / "outputs" / run.name / "settings.json"
+    recorded = json.loads(file.read_text("utf-8"))
+    recorded["constants"]["CROP"] = "lesion"
+    file.write_text(json.dumps(recorded))
+    for label in common.CLASSES:
+        (tmp_path / "other" / label).mkdir(parents=True)
+        write_noise(tmp_path / "other" / label / "0.png", np.random.default_rng(len(label)))
+    with pytest.raises(common.UserError, match="no benign film; 2 films are left out: no lesion_box"):
+        common.validate(file.parent, tmp_path / "other")
 
 
 def test_validation_on_its_own_films_is_refused(validated, all_folds, tmp_path):
@@ -591,6 +651,8 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
     for name in ("roc_curve.png", "confusion_matrix.png", "calibration.png", "grad_cam_example.png", "summary.md"):
         assert (folder / name).is_file()
     assert "20 held-out films of 10 patients" in console
+    assert "validation benign 10 films of 5 patients, malignant 10 films of 5 patients" in console
+    assert "FOLD is not used" not in console and "train " not in console, "which the run had, and not these films"
     runs = pd.read_csv(folder.parent / "runs.csv").set_index("run")
     assert runs["auc"][folder.name] == pytest.approx(results["auc"])
     assert folder.name in (folder.parent / "report.html").read_text("utf-8")

@@ -19,7 +19,7 @@ def read_trained(file):
         log.warning("what %s was trained on is unknown: it does not lie in the folder of its run", file)
         return []
     films = pd.read_csv(files[0], dtype=str, keep_default_na=False).assign(left_out="")
-    # a result of all folds has no column split: each film was trained on in some fold
+    # a result of all folds has no column split: what was not left out was trained on in some fold
     rows = np.flatnonzero(films["split"] == "train" if "split" in films else films["fold"] != "left out")
     found = [(films.iloc[rows].assign(split="train"), np.load(files[1])[rows])]
     weights = json.loads(files[2].read_text("utf-8"))["constants"]["WEIGHTS"]

@@ -635,7 +635,7 @@ def describe_run(settings, films, console):
     sides = films.groupby(["split", "label"])["group"].agg(["size", "nunique"])
     collection = {"images": len(films), "patients": films["group"].nunique(),
                   "duplicates": int(films["duplicate"].sum()),
-                  "depths": films.groupby("container")["depth"].first().astype(int).to_dict()}
+                  "depths": films.groupby("container")["depth"].max().astype(int).to_dict()}
     collection |= {name: films[name].value_counts().to_dict() for name in ("patient_from", "format", "left_out")}
     modules = (tf, keras, np, scipy, pd, matplotlib, sklearn, cv2)
     started = console.buffer[0].created
@@ -711,6 +711,8 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     """
     open_console()
     _, models, recorded = load_run(run)
+    if recorded.get("note"):
+        log.warning("*** the model: %s ***", recorded["note"])
     constants, depths = recorded["constants"], recorded["collection"]["depths"]
     paths, rows, kinds, size = list_images(films), [], set(), constants["BATCH_SIZE"]
     boxes = {absolute(path): box for path, box in (lesion_boxes or {}).items()}
@@ -762,8 +764,9 @@ def validate(run, data_dir):
         films, data_dir, settings.CROP, settings.OUTPUT_DIR, recorded["collection"]["depths"])
     films = leave_out_known(films, fingerprints, data_dir.name, source)
     write_leaks(films, settings.OUTPUT_DIR)
-    if films["trained_on"].ne("").all():
-        raise UserError(f"{data_dir} has no film that {source.name} was not trained on (leaks.csv).")
+    if films["split"].ne("validation").all():
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in films["left_out"].value_counts().items())
+        raise UserError(f"{data_dir} has no film that {source.name} can be scored on ({reasons}).")
     check_sides(films, ["validation"])
     results = evaluate(models, images, films, settings)
     notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]

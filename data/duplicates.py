@@ -9,6 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from data import UserError, log
+from data.films import list_some
 
 FOLDS = 5  # parts of the patients, one of which is held out
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
@@ -66,10 +67,11 @@ def find_pictures(fingerprints, threshold, pictures):
 
 
 def find_groups(films, fingerprints):
-    """The table with its columns group (str) and duplicate (bool).
+    """The table with its columns group (str), picture (int) and duplicate (bool).
 
-    group is the patient_id of the first of all films of a patient and their duplicates. fingerprints: complex64
-    (N, 2, RINGS, WAVES), on circles that are round in the film and in its squashed image.
+    Films of one picture show the same. group is the patient_id of the first of all films of a patient and their
+    duplicates. fingerprints: complex64 (N, 2, RINGS, WAVES), on circles that are round in the film and in its
+    squashed image.
     """
     pictures = find_pictures(fingerprints[:, 0], DUPLICATE_CORRELATION, np.arange(len(films)))
     pictures = find_pictures(fingerprints[:, 1], SQUASHED_CORRELATION, pictures)
@@ -77,19 +79,22 @@ def find_groups(films, fingerprints):
         fingerprints._mmap.madvise(mmap.MADV_DONTNEED)  # or its pages count as memory
     patients = films.groupby("patient_id").ngroup().to_numpy()
     groups = connect(np.stack([pictures, len(films) + patients]), 2 * len(films))[pictures]
-    return films.assign(group=films.groupby(groups)["patient_id"].transform("first"),
+    return films.assign(group=films.groupby(groups)["patient_id"].transform("first"), picture=pictures,
                         duplicate=np.bincount(pictures)[pictures] > 1)
 
 
 def group_duplicates(films, fingerprints):
-    """find_groups, and tell how many duplicates and patients with films of both classes there are."""
+    """find_groups, and tell of duplicates, of those with different labels, and of patients with both classes."""
     films = find_groups(films, fingerprints)
     if films["duplicate"].any():
         log.info("%d films show the same picture as another; their patients stay on one side, and count as one",
                  films["duplicate"].sum())
+    labels = films.groupby("picture")["label"].transform("nunique")
+    if len(torn := films["path"][labels > 1]):
+        log.warning("%d films show the same picture under both labels, one of which is wrong: %s", len(torn),
+                    list_some(torn.tolist()))
     if mixed := films.groupby("group")["label"].nunique().gt(1).sum():
-        log.info("%d patients (or copies of one picture) have benign and malignant films; all of them stay on one"
-                 " side", mixed)
+        log.info("%d patients have benign and malignant films", mixed)
     return films
 
 

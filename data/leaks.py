@@ -16,7 +16,7 @@ def read_trained(file):
     """[(films, fingerprints)] that a model file was trained on, in its own run and in those it started from."""
     files = [file.with_name(name) for name in ("split.csv", "fingerprints.npy", "settings.json")]
     if not all(map(Path.is_file, files)):
-        log.warning("what %s was trained on is unknown: it does not lie in the folder of its run", file)
+        log.warning("%s does not lie in the folder of a run: whether it has seen these films is unknown", file)
         return []
     films = pd.read_csv(files[0], dtype=str, keep_default_na=False).assign(left_out="")
     # a result of all folds has no column split: what was not left out was trained on in some fold
@@ -41,7 +41,8 @@ def check_unseen(films, fingerprints, settings):
     """Raise UserError where WEIGHTS were trained on held-out patients or their pictures, in this run or before."""
     if settings.WEIGHTS in (None, "imagenet") or not (trained := read_trained(settings.WEIGHTS)):
         return
-    held_out = films["split"].isin(["validation", "test"]) | (films["fold"].ne("") & (settings.FOLD == "all"))
+    folds = films["fold"].ne("") & films["split"].ne("left out") & (settings.FOLD == "all")
+    held_out = films["split"].isin(["validation", "test"]) | folds
     films = films[held_out].assign(split="validation")
     both = add_trained(films, fingerprints[np.flatnonzero(held_out)], settings.DATA_DIR.name, trained)
     known = find_known(both, "validation", ["train"]).iloc[: len(films)].notna().to_numpy()

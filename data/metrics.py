@@ -116,7 +116,10 @@ def measure(labels, probabilities, patients, seed=0, threshold=0.5, folds=None):
     benign, malignant, positive = (films["patient"][rows].nunique() for rows in (labels == 0, labels == 1, called))
     everyone = films["patient"].nunique()
     counts = [everyone, min(positive, malignant), malignant, malignant, benign, everyone] + 3 * [smaller]
-    rows = zip(NAMES, values, resamples.std(axis=0), counts, strict=False)
+    errors = resamples.std(axis=0)
+    if called.all() or not called.any():  # resamples then vary by nothing but how many films a patient has
+        errors[: NAMES.index("brier")] = 0
+    rows = zip(NAMES, values, errors, counts, strict=False)
     return dict(zip(NAMES, values.tolist(), strict=False)) | {
         "ci95": {name: compute_interval(*row, strata) for name, *row in rows},
         "confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},

@@ -244,7 +244,8 @@ def read_films(films, folder, crop, output_dir, known=None):
     """(films, images, fingerprints): the table with more columns, and memory maps in its order. Raises UserError.
 
     images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); fingerprints: complex64 (N, 2, RINGS, WAVES). Films of a container
-    are scaled alike: by the bits of the deepest of them, or by those that `known` has for it, if these are more.
+    are scaled alike, by the bits of the deepest of them. known: bits by container of a run, which count instead
+    for all but deeper films, as in read_image.
     """
     cache, listing = output_dir / ".cache", output_dir / "bad_images.csv"
     paths, boxes = [folder / path for path in films["path"]], films["lesion_box"]
@@ -266,7 +267,8 @@ def read_films(films, folder, crop, output_dir, known=None):
             raise UserError(f"{len(bad)} of {len(films)} films cannot be read; repair or remove them (all are"
                             f" in {listing}):{lines}")
         depths = films.groupby("container")["depth"].transform("max")
-        depths = np.maximum(depths, films["container"].map(known or {}).fillna(0)).astype(int)
+        bits = films["container"].map(known or {}).astype(float)
+        depths = np.maximum(bits, films["depth"]).fillna(depths).astype(int)
         for (container, depth, used), count in films.groupby(["container", depths, "depth"]).size().items():
             log.info("%d films are %s, read with %d bits, of which they use %d", count, container, depth, used)
         for (image, fingerprints, _), depth in zip(map(read, paths, boxes), depths, strict=True):

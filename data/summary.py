@@ -16,8 +16,9 @@ TEXT = """\
 
 In brackets 95 % intervals over patients. What is called malignant has a probability of {THRESHOLD} or
 more; that of a patient is the mean logit of the films, and a patient is malignant when one of the films
-is. The thresholds of the last two rows were read off these films, so that a tenth of new ones would be
-called wrong (more where a class has fewer than 9 films{per_fold}).
+is. The thresholds of the last two rows were read off these films, so that a tenth of new ones, and fewer
+of these, would be called wrong (more of new ones where a class has fewer than 9 films{per_fold}); the ROC
+curve, which shows these, promises more.{alike}
 
 ## Methods
 
@@ -79,6 +80,11 @@ def read_metrics(folder):
     return [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
 
 
+def calls_one_class(results):
+    counts = results["confusion_matrix"]
+    return 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"])
+
+
 def make_table(results):
     """A metrics.json as a Markdown table: every metric per film and per patient."""
     parts = results, results.get("per_patient")  # None where every patient is malignant
@@ -95,13 +101,14 @@ def write_summary(folder):
     """Write summary.md: the metrics as a table, methods and limits in plain English."""
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
-    constants, note = settings["constants"], settings["note"]
+    constants, note, sides = settings["constants"], settings["note"], read_metrics(folder)
     text = TEXT.format(
         **constants, **settings["model"], **settings["versions"], title=settings["title"],
-        tables="\n\n".join(map(make_table, read_metrics(folder))), data=describe_data(settings, split),
+        tables="\n\n".join(map(make_table, sides)), data=describe_data(settings, split),
         duplicates=settings["collection"]["duplicates"], crop=CROPS[constants["CROP"]],
         weights=settings["weights"]["origin"], precision=" and ".join(settings["model"]["floats"]),
         frozen=", but for any batch normalization" if settings["weights"]["pretrained"] else "",
+        alike=" All films were called the same class." * any(map(calls_one_class, sides)),
         per_fold=" in a fold" if "fold" in split else "",
         strata=" (and fold, where each has two patients of a class)" if "fold" in split else "",
         note=f" {note.capitalize()}." if note else "")
@@ -124,8 +131,7 @@ def show_results(folder):
         for name, game in results.get("pointing_game", {}).items():
             log.info("the Grad-CAM peak is in the lesion box of %d of %d %s; peaks of other films: %.2f",
                      game["hits"], game["images"], name.replace("_", " "), game["other_films"])
-        counts = results["confusion_matrix"]
-        if 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"]):
+        if calls_one_class(results):
             log.warning("*** all films were called the same class ***")
         if results["note"]:
             log.warning("*** %s ***", results["note"])

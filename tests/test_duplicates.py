@@ -312,7 +312,16 @@ def test_the_counts_that_are_logged(caplog):
             assert re.search(line, caplog.text)
     mixed = (films.groupby("patient_id")["label"].nunique() == 2).sum()
     group_duplicates(films, make_fingerprints(np.random.default_rng(0), len(films)))
-    assert f"{mixed} patients (or copies of one picture) have benign and malignant films" in caplog.text
+    assert f"{mixed} patients have benign and malignant films" in caplog.text
+
+
+def test_copies_of_one_picture_under_both_labels_are_named(caplog):
+    films = make_table(["a", "b", "c", "d"]).assign(label=["benign", "malignant", "benign", "benign"])
+    prints = make_fingerprints(np.random.default_rng(0), 4)
+    prints[1], prints[3] = prints[0], prints[2]
+    group_duplicates(films, prints)
+    assert "2 films show the same picture under both labels" in caplog.text
+    assert "'000000.png', '000001.png'" in caplog.text and "000003" not in caplog.text
 
 
 def test_a_given_split_is_kept_but_for_patients_on_both_sides(caplog):

@@ -50,6 +50,8 @@ def test_weights_that_have_seen_held_out_patients_or_their_pictures_are_refused(
     settings.FOLD = "all"
     with pytest.raises(UserError, match="5 of the 8 held-out patients"):  # each is held out once
         check_unseen(films, prints, settings)
+    with pytest.raises(UserError, match="4 of the 7 held-out patients"):  # one has no lesion_box
+        check_unseen(films.assign(split=["left out", *sides[1:]]), prints, settings)
     folds = films.assign(fold=[*"01234", *["left out"] * 3]).drop(columns="split")  # of a result of all folds
     folds[["path", "patient_id", "fold", "group"]].to_csv(settings.WEIGHTS.with_name("split.csv"), index=False)
     with pytest.raises(UserError, match="5 of the 8 held-out patients"):
@@ -81,4 +83,4 @@ def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, writ
     assert "is unknown" not in caplog.text
     (first.WEIGHTS.parent / "split.csv").unlink()
     check_unseen(films, prints, settings)
-    assert f"what {first.WEIGHTS} was trained on is unknown" in caplog.text
+    assert f"{first.WEIGHTS} does not lie in the folder of a run" in caplog.text

@@ -323,3 +323,14 @@ def test_a_patient_is_the_mean_logit_of_the_films_and_malignant_with_one_maligna
     assert alone["folds"] is None
     assert np.allclose(alone["probabilities"], probabilities)
     assert np.isfinite(metrics.average_films([0, 1], [0.0, 1.0], [0, 0], None)["probabilities"]).all()
+
+
+def test_where_all_are_called_alike_the_interval_does_not_depend_on_who_has_two_films():
+    """Within a class nothing varies then, but the accuracy of other films may."""
+    labels, names = np.arange(24) % 2, [*range(23), 22]
+    for probability in (0.1, 0.9):
+        single = metrics.measure(labels, np.full(24, probability), range(24))["ci95"]
+        double = metrics.measure(labels, np.full(24, probability), names)["ci95"]
+        for name in ("accuracy", "precision", "recall", "f1", "specificity"):
+            assert double[name] == pytest.approx(single[name], abs=0.03)
+        assert single["accuracy"] == pytest.approx([0.29, 0.71], abs=0.01)  # Clopper and Pearson, 12 of 24

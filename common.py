@@ -75,8 +75,8 @@ THRESHOLD = 0.5  # probability of malignancy from which a film is called maligna
 
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
-CODE = [reading.parse_code(HERE / name) for name in (
-    "common.py", "data/duplicates.py", "data/metrics.py", "data/reading.py", "data/results.py")]
+CODE = reading.CODE + [
+    reading.parse_code(HERE / name) for name in ("common.py", "data/metrics.py", "data/results.py")]
 
 
 # ---- start -------------------------------------------------------------------------------------

@@ -266,9 +266,8 @@ def read_films(films, folder, crop, output_dir, known=None):
             lines = "".join(f"\n  {path!r}: {reason}" for path, reason in bad.head(20).to_numpy())
             raise UserError(f"{len(bad)} of {len(films)} films cannot be read; repair or remove them (all are"
                             f" in {listing}):{lines}")
-        depths = films.groupby("container")["depth"].transform("max")
-        bits = films["container"].map(known or {}).astype(float)
-        depths = np.maximum(bits, films["depth"]).fillna(depths).astype(int)
+        bits = films.groupby("container")["depth"].max().to_dict() | (known or {})
+        depths = np.maximum(films["container"].map(bits), films["depth"])
         for (container, depth, used), count in films.groupby(["container", depths, "depth"]).size().items():
             log.info("%d films are %s, read with %d bits, of which they use %d", count, container, depth, used)
         for (image, fingerprints, _), depth in zip(map(read, paths, boxes), depths, strict=True):

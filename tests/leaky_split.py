@@ -61,10 +61,14 @@ def write_copies(films, images, folder):
             cv2.imwrite(str(folder / label / f"{next(numbers):05d}.png"), copy)
 
 
-def score(labels, probabilities, groups):
+def show(results):
     """Accuracy and AUC with their intervals, as text."""
-    results = measure(np.asarray(labels), np.asarray(probabilities), groups, threshold=common.THRESHOLD)
     return [with_interval(results, name) for name in ("accuracy", "auc")]
+
+
+def score(labels, probabilities, groups):
+    """What show() gives of these."""
+    return show(measure(np.asarray(labels), np.asarray(probabilities), groups, threshold=common.THRESHOLD))
 
 
 def score_others(file, films, images, preprocess=lambda pixels: pixels):
@@ -94,8 +98,7 @@ def run_script(name, weights, films, images, folder):
                         EPOCHS=EPOCHS, MIXED_PRECISION=False)  # 32 bits, as in the tutorial
     output = script.main()
     results = json.loads((output / "metrics.json").read_text("utf-8"))
-    yield (f"{name}.py, split by film", results["validation_images"],
-           *(with_interval(results, metric) for metric in ("accuracy", "auc")))
+    yield f"{name}.py, split by film", results["validation_images"], *show(results)
     yield "its model, other patients", *score_others(output / "model.keras", films, images)
 
 

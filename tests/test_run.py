@@ -566,6 +566,16 @@ def test_validation_on_other_films_leaves_out_what_was_trained_on(validated):
     assert np.allclose(single["probability"], predictions["probability"], atol=1e-6)
 
 
+def copy_run(validated, place, part, **changes):
+    """A copy of the tiny run below `place`, with changes to one part of its settings.json."""
+    run, folder, _ = validated
+    copy = shutil.copytree(folder.parent / run.name, place / "outputs" / run.name)
+    recorded = json.loads((copy / "settings.json").read_text("utf-8"))
+    recorded[part] |= changes
+    (copy / "settings.json").write_text(json.dumps(recorded))
+    return copy
+
+
 def test_validation_where_names_mean_someone_else(validated, tmp_path):
     """The path of an unknown patient means nothing elsewhere, and two collections may have the same name."""
     run, folder, _ = validated
@@ -600,34 +610,24 @@ def test_validation_where_names_mean_someone_else(validated, tmp_path):
 
 def test_validation_scales_films_as_predict_does(validated, tmp_path):
     """By the bits of the films that the run saw, though these here use fewer."""
-    run, folder, _ = validated
-    shutil.copytree(folder.parent / run.name, tmp_path / "outputs" / run.name)
-    run_file = tmp_path / "outputs" / run.name / "settings.json"
-    recorded = json.loads(run_file.read_text("utf-8"))
-    recorded["collection"]["depths"] = {"16 bit PNG": 14}
-    run_file.write_text(json.dumps(recorded))
+    run = copy_run(validated, tmp_path, "collection", depths={"16 bit PNG": 14})
     rng = np.random.default_rng(2)
     for number in range(5):  # the last one uses 16 bits, which is the other films' no business
         file = tmp_path / "dark" / common.CLASSES[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_noise(file, rng, 1000 if number < 4 else 65000, np.uint16)
-    predictions = pd.read_csv(common.validate(run_file.parent, tmp_path / "dark") / "predictions.csv")
-    single = common.predict(run_file.parent, [tmp_path / "dark" / path for path in predictions["path"]])
+    predictions = pd.read_csv(common.validate(run, tmp_path / "dark") / "predictions.csv")
+    single = common.predict(run, [tmp_path / "dark" / path for path in predictions["path"]])
     assert np.allclose(single["probability"], predictions["probability"], atol=1e-6)
 
 
 def test_validation_without_lesion_boxes_says_so(validated, tmp_path):
-    run, folder, _ = validated
-    shutil.copytree(folder.parent / run.name, tmp_path / "outputs" / run.name)
-    file = tmp_path / "outputs" / run.name / "settings.json"
-    recorded = json.loads(file.read_text("utf-8"))
-    recorded["constants"]["CROP"] = "lesion"
-    file.write_text(json.dumps(recorded))
+    run = copy_run(validated, tmp_path, "constants", CROP="lesion")
     for label in common.CLASSES:
         (tmp_path / "other" / label).mkdir(parents=True)
         write_noise(tmp_path / "other" / label / "0.png", np.random.default_rng(len(label)))
     with pytest.raises(common.UserError, match=r"no film that .* can be scored on \(2: no lesion_box\)"):
-        common.validate(file.parent, tmp_path / "other")
+        common.validate(run, tmp_path / "other")
 
 
 def test_validation_on_its_own_films_is_refused(validated, all_folds, tmp_path):

@@ -34,14 +34,14 @@ saved_stderr = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
 try:
     from data import UserError, explain_write_errors, log, reading, replace
-    from data.comparison import compare
-    from data.duplicates import FOLDS, check_folds, check_sides, group_duplicates, split_patients  # noqa: F401
+    from data.duplicates import group_duplicates  # noqa: F401
     from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
-    from data.figures import draw_training_curves, overlay_map, write_figure, write_overlay
-    from data.leaks import check_unseen, leave_out_known
     from data.reading import IMAGE_SIZE, read_films
-    from data.results import write_leaks, write_results, write_table
-    from data.summary import show_results
+    from data.results.comparison import compare
+    from data.results.figures import draw_training_curves, overlay_map, write_figure, write_overlay
+    from data.results.files import write_leaks, write_results, write_table
+    from data.results.summary import show_results
+    from data.splits import FOLDS, check_folds, check_sides, check_unseen, leave_out_known, split_patients  # noqa: F401
 
     import cv2
     import keras
@@ -76,7 +76,8 @@ THRESHOLD = 0.5  # probability of malignancy from which a film is called maligna
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
-    reading.parse_code(HERE / name) for name in ("common.py", "data/metrics.py", "data/results.py")]
+    reading.parse_code(HERE / name)
+    for name in ("common.py", "data/splits.py", "data/results/metrics.py", "data/results/files.py")]
 
 
 # ---- start -------------------------------------------------------------------------------------

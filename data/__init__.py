@@ -1,10 +1,8 @@
-"""Films without networks: nothing in this package knows Keras, TensorFlow or common.py.
+"""Mammograms and results without networks: nothing in this package knows Keras, TensorFlow or common.py.
 
-films.py finds the films and their patients, reading.py turns one file into a 224 x 224 image, duplicates.py
-finds films that show the same picture and splits the patients, leaks.py knows what a model was trained on,
-metrics.py measures predictions, figures.py draws them, results.py writes the files of a result, summary.py puts
-it into words, comparison.py makes one page of all finished runs. The folders beside them are collections, each
-with a prepare.py.
+films.py finds the films and their patients. reading.py turns one file into a 224 x 224 image, with dicom.py for
+DICOM. duplicates.py finds films that show the same picture. splits.py says who is trained on and tested on.
+results/ measures, draws and describes predictions. The other folders are collections, each with a prepare.py.
 """
 import contextlib
 import logging

@@ -1,17 +1,15 @@
-"""Which films show the same picture, and the split that keeps them and their patients on one side."""
+"""Which films show the same picture."""
 import mmap
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 
 import cv2
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 
-from data import UserError, log
+from data import log
 from data.films import list_some
 
-FOLDS = 5  # parts of the patients, one of which is held out
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
 DUPLICATE_CORRELATION = 0.87  # of fingerprints: two patients reach 0.80, 99 % of duplicates exceed 0.89
 SQUASHED_CORRELATION = 0.95  # of those of the squashed film: turned films share corners, and reach 0.88
@@ -96,69 +94,3 @@ def group_duplicates(films, fingerprints):
     if mixed := films.groupby("group")["label"].nunique().gt(1).sum():
         log.info("%d patients have benign and malignant films", mixed)
     return films
-
-
-def check_folds(films):
-    """Raise UserError where a class has fewer than FOLDS groups, or patients before there are groups."""
-    patients = films.groupby("label")["group" if "group" in films else "patient_id"].nunique()
-    if films["split"].eq("").all() and patients.min() < FOLDS:
-        raise UserError(
-            f"DATA_DIR has {patients.min()} {patients.idxmin()} patients (those who share a picture count"
-            f" once), but {FOLDS} folds need {FOLDS} or more of each class: add patients, or give a split, as a"
-            " column split with train and validation in labels.csv or as folders train/ and val/."
-        )
-
-
-def find_known(films, side, earlier):
-    """For each film of a side the path of a film of the same group on one of the sides `earlier`, else NaN."""
-    paths = films["path"].where(films["split"].isin(earlier))
-    return paths.groupby(films["group"]).transform("first").where(films["split"].eq(side))
-
-
-def split_patients(films, fold, seed):
-    """The table with split "train", "validation" or "left out", fold, trained_on and left_out.
-
-    Without a given split all films, those left out too, are in a fold, "0" to "4"; number `fold` is held out.
-    Validation films of a group that is trained on are left out; trained_on is the path of one such film. A given
-    split may have a side "test", too, which loses what is trained or validated on.
-    """
-    films = films.assign(trained_on="", fold="")
-    if films["split"].eq("").all():
-        check_folds(films)
-        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-        for number, (_, rows) in enumerate(splitter.split(films, films["label"], films["group"])):
-            films.loc[films.index[rows], "fold"] = str(number)
-        films["split"] = np.where(films["fold"].eq(str(fold)), "validation", "train")
-    films.loc[films["left_out"].ne(""), "split"] = "left out"
-    for side, earlier in (("validation", ["train"]), ("test", ["train", "validation"])):
-        known, held_out = find_known(films, side, earlier), films["split"].eq(side)
-        leaks = known.notna()  # none between folds
-        films.loc[leaks, "trained_on"] = known[leaks]
-        use = "trained on" if side == "validation" else "trained or validated on"
-        films.loc[leaks, ["split", "left_out"]] = "left out", f"its patient or picture is {use}"
-        if leaks.any():
-            log.warning("%d of %d %s films are left out: they show a patient or a picture that is %s (leaks.csv)",
-                        leaks.sum(), held_out.sum(), side, use)
-    return films
-
-
-def check_sides(films, sides=("train", "validation"), every_fold=False):
-    """Tell how many films each side has; raises UserError where one, or any fold, lacks a class."""
-    for side in ("train", "validation", "test"):
-        counts = films[films["split"].eq(side)].groupby("label")["group"].agg(["size", "nunique"])
-        if len(counts):
-            log.info("%-10s %s", side, ", ".join(f"{label} {size} films of {patients} patients"
-                                                 for label, size, patients in counts.itertuples()))
-    reasons = films.loc[films["left_out"].ne(""), "left_out"].value_counts()
-    left_out = "".join(f"; {count} films are left out: {reason}" for reason, count in reasons.items())
-    if films["trained_on"].ne("").any() and not films["split"].eq("validation").any():
-        raise UserError(f"nothing is left of the validation side{left_out} (leaks.csv names them): move whole"
-                        " patients to that side, or remove the split, so that FOLD holds patients out.")
-    folds = films[films["left_out"].eq("")].groupby("fold") if every_fold else []
-    for number, fold in folds:
-        if fold["label"].nunique() < films["label"].nunique():
-            raise UserError(f"fold {number} has films of one class only{left_out}: add patients, or run the other"
-                            " folds one by one.")
-    for side, label in product((*sides, *{"test"} & {*films["split"]}), films["label"].unique()):
-        if not (films["split"].eq(side) & films["label"].eq(label)).any():
-            raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")

@@ -8,7 +8,6 @@ import os
 import re
 import struct
 import tempfile
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import distributions
@@ -19,13 +18,12 @@ import numpy as np
 import pandas as pd
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from data import MAX_PIXELS, UserError, duplicates, explain_write_errors, log, replace
+from data import UserError, dicom, duplicates, explain_write_errors, log, replace
+from data.dicom import find_depth, read_dicom
 from data.films import LESION_BOXES, is_dicom
 
 IMAGE_SIZE = 224  # pixels, both ways
 MIN_SIDE = 32  # pixels of the shorter side of a film
-DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and scanners use
-OUTLIERS = 0.001  # share of the pixels that may be brighter than their film's depth: hot pixels
 THUMBNAIL = 256  # longer side, in pixels, of the film in which the breast is found
 BORDER = 20  # of these pixels at most: a white border is no wider
 SURROUNDINGS = 0.5  # of a lesion, each way, as a share of its longer side
@@ -44,62 +42,13 @@ def parse_code(file):
     return ast.dump(tree)
 
 
-CODE = [parse_code(file) for file in (__file__, duplicates.__file__)]
+CODE = [parse_code(file) for file in (__file__, dicom.__file__, duplicates.__file__)]
 VERSION = hashlib.sha256(str(sorted(RELEASES) + CODE).encode()).hexdigest()  # of what reads films
-
-
-def find_depth(grey):
-    """The fewest bits that hold all pixels but OUTLIERS: a 12-bit film read as 16 bits is black."""
-    return next(bits for bits in DEPTHS if np.count_nonzero(grey >= 2**bits) <= OUTLIERS * grey.size)
 
 
 def to_bytes(grey, depth):
     """Grey values of 0 to 2 ** depth - 1 as uint8 of 0 to 255; what is brighter is white."""
     return cv2.convertScaleAbs(grey, alpha=255 / (2**depth - 1))
-
-
-def read_dicom(path):
-    """read_picture for a DICOM file; what its tables or window decide is scaled to 16 bits."""
-    try:
-        import pydicom.pixels
-    except ModuleNotFoundError as error:
-        raise UserError("DICOM files need one more package: pip install pydicom") from error
-    warnings.filterwarnings("ignore", module="pydicom")  # of tags that no one here reads
-    data = pydicom.dcmread(path)
-    kind = data.get("SOPClassUID", pydicom.uid.UID("")).name or "of unknown class"
-    if not data.get("PixelData"):
-        raise UserError(f"a DICOM object without an image ({kind})")
-    frames, bits = int(data.get("NumberOfFrames") or 1), data.BitsStored
-    photometric = data.get("PhotometricInterpretation")
-    monochrome = photometric in ("MONOCHROME1", "MONOCHROME2")
-    if frames > 1 or not monochrome or bits > 16 or data.Rows * data.Columns > MAX_PIXELS:
-        raise UserError(f"a DICOM object ({kind}) of {frames} frames, {data.Columns} x {data.Rows} pixels,"
-                        f" {photometric}, {bits} bits: no single film in grey")
-    lowest = -(2 ** (bits - 1)) if data.PixelRepresentation else 0
-    stored = data.pixel_array.astype(np.int32)
-    levels = pydicom.pixels.apply_modality_lut(np.arange(2**bits) + lowest, data)
-    data.RescaleSlope, data.RescaleIntercept = 1, 0  # in a window pydicom inverts a film of negative slope
-    voi = data.get("VOILUTSequence")
-    table = voi or data.get("ModalityLUTSequence")
-    black, steps = (0, 2 ** table[0].LUTDescriptor[2] - 1) if table else (lowest, 2**bits - 1)
-    if voi:
-        voi[0].LUTDescriptor[2] = 16  # pydicom counts the entries of an 8-bit table in 8 bits
-    shown = pydicom.pixels.apply_voi_lut(levels, data)
-    if table or shown is not levels:
-        shown = np.rint((shown - black) / steps * 65535).clip(0, 65535).astype(np.uint16)
-        grey, depth, falling = shown.take(stored - lowest, mode="clip"), 16, False
-        container = f"{bits} bit DICOM with {'LUT' if table else 'window'}"
-    else:
-        if lowest:  # of a signed film, few of the values below 0 are in use
-            stored -= min(0, int(np.quantile(stored, OUTLIERS, method="lower")))
-        grey, depth = stored.clip(0, 65535).astype(np.uint16), bits
-        container, falling = f"{bits} bit DICOM", levels[0] > levels[-1]
-    unsure = container == "16 bit DICOM"  # many films of 12 bits call themselves so
-    if falling != (photometric == "MONOCHROME1"):
-        top = int(np.quantile(grey, 1 - OUTLIERS, method="higher")) if unsure else 2**depth - 1
-        grey = np.uint16(top) - grey.clip(max=top)
-    depth = find_depth(grey) if unsure else depth
-    return grey, dict(container=container, depth=depth, format=f"{container}, {photometric}")
 
 
 def is_negative(content):

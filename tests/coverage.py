@@ -15,7 +15,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import metrics
+from data.results import metrics
 
 SCENARIOS = (  # patients, views of each, true AUC, share of malignant patients, folds
     (24, 2, 0.80, 0.5, 1), (24, 2, 0.94, 0.5, 1), (60, 2, 0.80, 0.5, 1), (60, 1, 0.80, 0.2, 1),

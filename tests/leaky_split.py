@@ -25,7 +25,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from data.metrics import measure, with_interval  # noqa: E402
+from data.results.metrics import measure, with_interval  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 COPIES = 12  # of each lesion crop, an even number: half of them are mirrored

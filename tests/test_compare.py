@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 
-from data import comparison, metrics
+from data.results import comparison, metrics
 from data.films import CLASSES
 
 CONSTANTS = {

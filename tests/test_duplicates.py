@@ -12,7 +12,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from data import UserError
-from data.duplicates import FOLDS, check_folds, check_sides, fingerprint, group_duplicates, split_patients
+from data.duplicates import fingerprint, group_duplicates
+from data.splits import FOLDS, check_folds, check_sides, split_patients
 
 CLASSES = ("benign", "malignant")
 

@@ -6,8 +6,9 @@ import pytest
 import sklearn.metrics
 from tiny import build_tiny, common, make_films, make_noise, prepare, to_pixels
 
-from data import figures, metrics, reading
-from data.results import score
+from data import reading
+from data.results import figures, metrics
+from data.results.files import score
 
 # ---- Grad-CAM ----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import pytest
 from test_duplicates import make_fingerprints, make_table, turn_fingerprints
 
 from data import UserError
-from data.leaks import check_unseen
+from data.splits import check_unseen
 
 
 @pytest.fixture

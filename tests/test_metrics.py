@@ -10,8 +10,8 @@ import pytest
 import sklearn.metrics
 from scipy import stats
 
-from data import metrics
-from data.metrics import compare_aucs, compute_roc_band, measure
+from data.results import metrics
+from data.results.metrics import compare_aucs, compute_roc_band, measure
 
 NAMES = ("accuracy", "precision", "recall", "f1", "specificity", "auc", "sensitivity_at_90_specificity",
          "specificity_at_90_sensitivity")

@@ -20,7 +20,7 @@ from conftest import REPOSITORY, write_dicom
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from data import UserError, duplicates, reading
+from data import UserError, dicom, duplicates, reading
 
 import cv2  # isort: skip  # after data.reading, which sets its environment
 
@@ -474,13 +474,15 @@ def test_an_interrupted_reading_is_taken_up_again(collection):
 def test_another_way_of_reading_has_another_cache(collection, monkeypatch, old, new, opened):
     read()
     spoil(*collection)
-    sources = {name: (REPOSITORY / "data" / name).read_text("utf-8") for name in ("reading.py", "duplicates.py")}
+    names = "reading.py", "dicom.py", "duplicates.py"
+    sources = {name: (REPOSITORY / "data" / name).read_text("utf-8") for name in names}
     assert not new or "".join(sources.values()).count(old) == 1
     for name, source in sources.items():
         Path(name).write_text(source.replace(old, new or old), "utf-8")
     installed = [*metadata.distributions(), *[types.SimpleNamespace(name=old, version="99.0")] * (not new)]
     monkeypatch.setattr(metadata, "distributions", lambda: installed)
     monkeypatch.setattr(duplicates, "__file__", "duplicates.py")
+    monkeypatch.setattr(dicom, "__file__", "dicom.py")
     changed = types.SimpleNamespace(**runpy.run_path("reading.py"))
     assert len(find_opened(module=changed)) == opened
     assert find_opened() == [], "and the old one is still there"

@@ -14,7 +14,7 @@ import sklearn.calibration
 import sklearn.metrics
 from tiny import build_tiny, common, finish_run, import_tiny, make_films, make_noise, prepare
 
-from data.figures import select_cases
+from data.results.figures import select_cases
 
 NASTY = "benign/a <b>&\"'$x$ é.png"
 

@@ -21,7 +21,7 @@ from tiny import (build_tiny, common, copy_program, finish_process, finish_run, 
 
 import resnet50
 import vgg16
-from data import metrics
+from data.results import metrics
 
 # ---- constants ---------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from tiny import common, copy_program, edit, finish_process, start_process
 
 from data import figures
-from data.metrics import measure
+from data.results.metrics import measure
 
 NAMES = ("resnet50", "vgg16")
 FILES = {"settings.json", "split.csv", "history.csv", "training_curves.png", "metrics.json", "predictions.csv",

@@ -158,7 +158,8 @@ def finish_run():
 def copy_program(folder):
     """A copy of the repository's program, with fewer phantoms; its scripts work in `folder`, as a user's do."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (REPOSITORY / "common.py", *REPOSITORY.glob("data/*.py"), REPOSITORY / "data/phantoms/prepare.py"):
+    for file in (REPOSITORY / "common.py", *REPOSITORY.glob("data/*.py"),
+                 *REPOSITORY.glob("data/results/*.py"), REPOSITORY / "data/phantoms/prepare.py"):
         copy = folder / file.relative_to(REPOSITORY)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copy)

@@ -5,7 +5,7 @@ import textwrap
 import pandas as pd
 
 from data import log
-from data.metrics import describe_held_out, with_interval
+from data.results.metrics import describe_held_out, with_interval
 
 CROPS = {"breast": "cropped to the breast", "lesion": "cropped to the lesion and its surroundings",
          None: "not cropped"}

@@ -8,9 +8,10 @@ from urllib.parse import quote, unquote
 
 import pandas as pd
 
-from data import explain_write_errors, log, metrics, replace
+from data import explain_write_errors, log, replace
 from data.films import CLASSES
-from data.metrics import with_interval
+from data.results import metrics
+from data.results.metrics import with_interval
 
 
 def read_run(folder, place):

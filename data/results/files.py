@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data import metrics
-from data.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_roc_curve, select_cases,
-                          write_figure)
 from data.reading import place_boxes
-from data.summary import write_summary
+from data.results import metrics
+from data.results.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_roc_curve,
+                                  select_cases, write_figure)
+from data.results.summary import write_summary
 
 
 def list_scores(predictions, films):
-    """What data.metrics measures: labels (1 malignant), probabilities, patients, and folds or None, as a dict."""
+    """What metrics.py measures: labels (1 malignant), probabilities, patients, and folds or None, as a dict."""
     return {"labels": predictions["label"].eq("malignant").to_numpy(int),
             "probabilities": predictions["probability"].to_numpy(),
             "patients": films.loc[predictions.index, "group"].to_numpy(),

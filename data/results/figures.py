@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from sklearn.calibration import CalibrationDisplay
 
 from data.films import CLASSES
-from data.metrics import compute_roc_band, describe_held_out, with_interval
 from data.reading import IMAGE_SIZE, place_boxes
+from data.results.metrics import compute_roc_band, describe_held_out, with_interval
 
 OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
 CASES = 4  # Grad-CAM overlays of each outcome
@@ -44,7 +44,7 @@ def draw_confusion_matrix(predictions, results):
 
 
 def draw_roc_curve(scores, results, seed):
-    """scores: dict of labels, probabilities, patients and folds (or None), as data.metrics takes them."""
+    """scores: dict of labels, probabilities, patients and folds (or None), as data.results.metrics takes them."""
     grid, low, high, mean = compute_roc_band(**scores, seed=seed)
     figure = Figure((5, 5.4), layout="constrained")
     axes = figure.subplots()

@@ -1,58 +1,511 @@
-"""One DICOM file to grey values."""
-import warnings
+"""One DICOM file to grey values: what its header declares is held against its pixels.
 
+A contradiction is resolved only where the answer is certain, otherwise the file is refused. No sentence repeats
+text of a file, as a damaged byte can put a name or a birth date anywhere. PS3.3 and PS3.5 are parts of the DICOM
+standard (https://www.dicomstandard.org/current).
+"""
+import contextlib
+import io
+import logging
+import math
+import struct
+import warnings
+import zlib
+from collections import namedtuple
+
+import cv2
 import numpy as np
 
 from data import MAX_PIXELS, UserError
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and scanners use
 OUTLIERS = 0.001  # share of the pixels that may be brighter than their film's depth: hot pixels
+LABEL_EDGES = 0.01  # share of the pixels that may lie between tissue and the white of a label or of padding
+MAX_BYTES = 8 * MAX_PIXELS  # of a file after inflation
+JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG or JPEG-LS header with the size
+HIERARCHICAL, EXTENSION, SCAN = 0xDE, 0xF8, 0xDA  # other markers: sizes stand elsewhere, too; pixels begin
+JPEG_START, JPEG2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"  # of a compressed stream
+STREAM_END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000 streams; a few padding bytes may follow
+TAIL = 10  # last bytes of a stream, among which its end has to be
+
+Pixels = namedtuple("Pixels", "rows columns allocated stored high signed inverted")  # see read_pixel_tags
+Stream = namedtuple("Stream", "rows columns samples precision signed")  # see read_stream_header
 
 
-def find_depth(grey):
-    """The fewest bits that hold all pixels but OUTLIERS: a 12-bit film read as 16 bits is black."""
-    return next(bits for bits in DEPTHS if np.count_nonzero(grey >= 2**bits) <= OUTLIERS * grey.size)
+# ---- grey values -------------------------------------------------------------------------------
 
 
-def read_dicom(path):
-    """read_picture for a DICOM file; what its tables or window decide is scaled to 16 bits."""
+def count_values(grey):
+    """How many pixels have each value: float (256,) or (65536,) for uint8 or uint16 (H, W)."""
+    values = 2 ** (8 * grey.itemsize)
+    return cv2.calcHist([grey], [0], None, [values], [0, values]).ravel()
+
+
+def find_depth(counts):
+    """The fewest bits that hold all pixels but OUTLIERS and a white label or padding; counts: of count_values.
+
+    A 12-bit film read as 16 bits is black. A label or padding is one value, which most of the pixels have that are
+    too bright for these bits.
+    """
+    pixels = counts.sum()
+
+    for bits in DEPTHS:
+        brighter = counts[2**bits :]
+        if brighter.sum() <= OUTLIERS * pixels:
+            return bits
+
+        white = brighter.max()
+        others = brighter.sum() - white
+        if others <= min(white, LABEL_EDGES * pixels):
+            return bits
+
+    raise AssertionError("16 bits hold every value")
+
+
+# ---- header ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def refuse(sentence):
+    """Turn whatever pydicom or a decoder raises into a UserError with this sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(sentence) from error
+
+
+def import_pydicom():
+    """The module pydicom with its decoders; UserError where it is not installed."""
     try:
         import pydicom.pixels
     except ModuleNotFoundError as error:
         raise UserError("DICOM files need one more package: pip install pydicom") from error
     warnings.filterwarnings("ignore", module="pydicom")  # of tags that no one here reads
-    data = pydicom.dcmread(path)
-    kind = data.get("SOPClassUID", pydicom.uid.UID("")).name or "of unknown class"
-    if not data.get("PixelData"):
-        raise UserError(f"a DICOM object without an image ({kind})")
-    frames, bits = int(data.get("NumberOfFrames") or 1), data.BitsStored
-    photometric = data.get("PhotometricInterpretation")
-    monochrome = photometric in ("MONOCHROME1", "MONOCHROME2")
-    if frames > 1 or not monochrome or bits > 16 or data.Rows * data.Columns > MAX_PIXELS:
-        raise UserError(f"a DICOM object ({kind}) of {frames} frames, {data.Columns} x {data.Rows} pixels,"
-                        f" {photometric}, {bits} bits: no single film in grey")
-    lowest = -(2 ** (bits - 1)) if data.PixelRepresentation else 0
-    stored = data.pixel_array.astype(np.int32)
-    levels = pydicom.pixels.apply_modality_lut(np.arange(2**bits) + lowest, data)
-    data.RescaleSlope, data.RescaleIntercept = 1, 0  # in a window pydicom inverts a film of negative slope
-    voi = data.get("VOILUTSequence")
-    table = voi or data.get("ModalityLUTSequence")
-    black, steps = (0, 2 ** table[0].LUTDescriptor[2] - 1) if table else (lowest, 2**bits - 1)
-    if voi:
-        voi[0].LUTDescriptor[2] = 16  # pydicom counts the entries of an 8-bit table in 8 bits
-    shown = pydicom.pixels.apply_voi_lut(levels, data)
-    if table or shown is not levels:
-        shown = np.rint((shown - black) / steps * 65535).clip(0, 65535).astype(np.uint16)
-        grey, depth, falling = shown.take(stored - lowest, mode="clip"), 16, False
-        container = f"{bits} bit DICOM with {'LUT' if table else 'window'}"
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its other messages repeat text of the file
+    return pydicom
+
+
+def check_inflated_size(path, pydicom):
+    """Raise UserError where a deflated file would fill the memory."""
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return
+
+    start = 144 + meta.FileMetaInformationGroupLength  # preamble, "DICM" and the element that holds the length
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater.decompress(path.read_bytes()[start:], MAX_BYTES)
+    if inflater.unconsumed_tail:
+        raise UserError("a deflated DICOM file that is larger than any film")
+
+
+def open_dicom(path):
+    """A DICOM file as a pydicom Dataset with a transfer syntax. Raises UserError.
+
+    A file named .dcm may lack the preamble and the file meta information, as old archives write it.
+    """
+    pydicom = import_pydicom()
+    with refuse("a damaged DICOM file: its header cannot be read"):
+        with path.open("rb") as file:
+            has_preamble = file.read(132)[128:] == b"DICM"
+        if has_preamble:
+            check_inflated_size(path, pydicom)
+        data = pydicom.dcmread(path, force=True)
+        if not has_preamble and "Rows" not in data:
+            raise UserError("not a DICOM file, in spite of its name")
+
+        if "TransferSyntaxUID" not in data.file_meta:
+            syntaxes = {(True, True): pydicom.uid.ImplicitVRLittleEndian,
+                        (False, True): pydicom.uid.ExplicitVRLittleEndian,
+                        (False, False): pydicom.uid.ExplicitVRBigEndian}
+            data.file_meta.TransferSyntaxUID = syntaxes[data.original_encoding]
+    return data
+
+
+def name_class(data):
+    """What kind of DICOM object it is, in the words of the standard; "" where these do not know it."""
+    pydicom = import_pydicom()
+    with refuse("a damaged DICOM file: its SOP Class cannot be read"):
+        known = pydicom.uid.UID_dictionary
+        found = data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
+        return known[found][0] if found in known else ""
+
+
+def is_without_image(kind):
+    """Whether a kind of DICOM object (see name_class) has no image, such as a directory or a report."""
+    return bool(kind) and "Image" not in kind
+
+
+def describe_tag(keyword):
+    """The name of a tag in words: Window Center."""
+    return import_pydicom().datadict.dictionary_description(keyword)
+
+
+def read_number(data, keyword, default=None):
+    """The (first) number of a tag: float. `default` where it is missing or empty; UserError without default."""
+    name = describe_tag(keyword)
+    with refuse(f"{name} in its header is no number"):
+        value = data.get(keyword)
+        if isinstance(value, (list, import_pydicom().multival.MultiValue)):
+            value = value[0] if len(value) else None
+        if value is None or value == "":
+            if default is None:
+                raise UserError(f"{name} is missing in its header")
+            return default
+
+        number = float(str(value))  # of text and bytes, too
+        if not math.isfinite(number):
+            raise UserError(f"{name} in its header is no number")
+        return number
+
+
+def read_integer(data, keyword, default=None):
+    """read_number for whole numbers."""
+    number = read_number(data, keyword, default)
+    if number != int(number):
+        raise UserError(f"{describe_tag(keyword)} in its header is no whole number")
+    return int(number)
+
+
+def read_word(data, keyword):
+    """The text of a tag in capitals; "" where it is missing or empty."""
+    with refuse(f"{describe_tag(keyword)} in its header cannot be read"):
+        return str(data.get(keyword) or "").strip().upper()
+
+
+def check_kind(data):
+    """Raise UserError for what is no single film in grey that people look at."""
+    kind = name_class(data)
+    named = f" ({kind})" if kind else ""
+    if is_without_image(kind):
+        raise UserError(f"a DICOM object without an image{named}")
+
+    if "For Processing" in kind or read_word(data, "PresentationIntentType") == "FOR PROCESSING":
+        raise UserError("a raw detector image (FOR PROCESSING), which is not made to be looked at: export the film"
+                        " for presentation")
+
+    if not data.get_item("PixelData"):
+        raise UserError("its image is missing: the DICOM file is cut off, or the pixels were removed")
+
+    frames = read_integer(data, "NumberOfFrames", 1) or 1
+    if frames != 1:
+        raise UserError(f"a DICOM object{named} of {frames} frames, not a single film")
+
+    samples = read_integer(data, "SamplesPerPixel", 1)
+    if samples != 1 or read_word(data, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UserError(f"a DICOM object{named} that is not grey: its Photometric Interpretation is neither"
+                        " MONOCHROME1 nor MONOCHROME2")
+
+
+def read_pixel_tags(data):
+    """Pixels: what the header declares of them. Raises UserError for contradictions.
+
+    rows, columns; allocated, stored: bits of a pixel in the file, and in use; high: the highest bit in use,
+    counted from 0; signed: bool; inverted: whether the lowest value is white.
+    """
+    rows, columns = read_integer(data, "Rows"), read_integer(data, "Columns")
+    if min(rows, columns) < 1 or rows * columns > MAX_PIXELS:
+        raise UserError(f"{columns} x {rows} pixels, which is no size of a film")
+
+    allocated = read_integer(data, "BitsAllocated")
+    stored = read_integer(data, "BitsStored", allocated)
+    high = read_integer(data, "HighBit", stored - 1)
+    if allocated not in (8, 16):
+        raise UserError(f"its pixels have {allocated} bits each; export them with 8 or 16 bits")
+    if not 1 < stored <= allocated or not stored - 1 <= high < allocated:
+        raise UserError(f"Bits Allocated {allocated}, Bits Stored {stored} and High Bit {high} in its header"
+                        " contradict each other")
+
+    signed = read_integer(data, "PixelRepresentation", 0)
+    if signed not in (0, 1):
+        raise UserError(f"Pixel Representation in its header is {signed}, but has to be 0 or 1")
+
+    inverted = read_word(data, "PhotometricInterpretation") == "MONOCHROME1"
+    shape = read_word(data, "PresentationLUTShape")
+    if shape and shape != ("INVERSE" if inverted else "IDENTITY"):
+        raise UserError("its Photometric Interpretation and its Presentation LUT Shape contradict each other, so"
+                        " that it may be a negative")
+    return Pixels(rows, columns, allocated, stored, high, bool(signed), inverted)
+
+
+# ---- pixels ------------------------------------------------------------------------------------
+
+
+def read_stream_header(frame):
+    """Stream: what a compressed stream says of itself; signed is None where it does not say.
+
+    frame: bytes of JPEG (ITU-T T.81), JPEG-LS (T.87) or JPEG 2000 (T.800).
+    """
+    if frame.startswith(JPEG2000_START):
+        right, bottom, left, top = struct.unpack(">4I", frame[8:24])
+        samples, precision = struct.unpack(">HB", frame[40:43])
+        return Stream(bottom - top, right - left, samples, precision % 128 + 1, precision >= 128)
+
+    position = 2
+    while True:
+        marker, length = struct.unpack(">xBH", frame[position : position + 4])
+        if marker in JPEG_SIZES:
+            precision, rows, columns, samples = struct.unpack(">BHHB", frame[position + 4 : position + 10])
+            return Stream(rows, columns, samples, precision, None)
+        if marker in (HIERARCHICAL, EXTENSION, SCAN):
+            raise ValueError("the size of the image is not where it has to be")
+        position += 2 + length if marker != 0xFF else 1  # fill bytes may come before a marker
+
+
+def join_fragments(value, several):
+    """The one compressed frame in the value of Pixel Data: bytes. Raises UserError(several) if there are more."""
+    encaps = import_pydicom().encaps
+    buffer = io.BytesIO(value)
+    offsets = encaps.parse_basic_offsets(buffer)
+    fragments = list(encaps.generate_fragments(buffer))
+    is_jpeg = fragments[0].startswith((JPEG_START, JPEG2000_START))
+    starts = [part for part in fragments if not is_jpeg or part.startswith((JPEG_START, JPEG2000_START))]
+    if len(offsets) > 1 or len(starts) > 1:
+        raise UserError(several)
+    return b"".join(fragments)
+
+
+def check_stream(frame, pixels):
+    """Hold what a JPEG stream says of itself against the header, before it is decoded: Stream, or UserError."""
+    with refuse("its compressed pixels are damaged"):
+        stream = read_stream_header(frame)
+
+    if (stream.rows, stream.columns) != (pixels.rows, pixels.columns):
+        raise UserError(f"its header declares {pixels.columns} x {pixels.rows} pixels, but its compressed image"
+                        f" has {stream.columns} x {stream.rows}")
+    if stream.samples != 1:
+        raise UserError(f"its header declares a grey image, but its compressed image has {stream.samples} colours")
+    if stream.precision > pixels.allocated or stream.precision < pixels.stored < 16:  # 16 is often said of fewer
+        raise UserError(f"its header declares {pixels.stored} bits a pixel, but its compressed image has"
+                        f" {stream.precision}")
+    if STREAM_END not in frame[-TAIL:]:
+        raise UserError("its compressed image ends too early: the film was cut off when it was copied")
+    return stream
+
+
+def decode(data, pixels):
+    """(raw, stream): the pixels as stored, uint8 or uint16 (H, W), and Stream or None. Raises UserError."""
+    pydicom = import_pydicom()
+    with refuse("its transfer syntax is unknown"):
+        syntax = data.file_meta.TransferSyntaxUID
+        compressed = syntax.is_encapsulated
+    element = data.get_item("PixelData")
+    if compressed != (element.length == 0xFFFFFFFF):
+        raise UserError(f"its header says that the pixels are {'' if compressed else 'not '}compressed, but"
+                        f" they are {'not' if compressed else 'compressed'}")
+
+    stream, expected = None, pixels.rows * pixels.columns * pixels.allocated // 8
+    if compressed:
+        with refuse("its compressed pixels are damaged"):
+            frame = join_fragments(element.value, "its image has several frames: not a single film")
+        if syntax != pydicom.uid.RLELossless:
+            stream = check_stream(frame, pixels)
+    elif len(element.value) < element.length:
+        raise UserError(f"the file is cut off: it has {len(element.value)} of {element.length} bytes of pixels")
+    elif len(element.value) not in (expected, expected + expected % 2):  # a value of odd length is padded
+        raise UserError(f"its header declares {pixels.columns} x {pixels.rows} pixels of {pixels.allocated} bits,"
+                        f" which are {expected} bytes, but it has {len(element.value)}")
+
+    with refuse(f"its compression ({syntax.name}) cannot be read; export it uncompressed"):
+        decoder = pydicom.pixels.get_decoder(syntax)
+    if not decoder.is_available:
+        raise UserError(f"its compression ({syntax.name}) needs more packages: pip install pylibjpeg"
+                        " pylibjpeg-libjpeg pylibjpeg-openjpeg")
+    with refuse("its compressed pixels are damaged" if compressed else "its pixels cannot be read"):
+        raw, _ = decoder.as_array(
+            element.value, raw=True, rows=pixels.rows, columns=pixels.columns, samples_per_pixel=1,
+            number_of_frames=1, photometric_interpretation="MONOCHROME2", bits_allocated=pixels.allocated,
+            bits_stored=pixels.stored, pixel_representation=0, pixel_keyword="PixelData",
+            pixel_vr=element.VR or "OW", correct_unused_bits=False, apply_j2k_sign_correction=False)
+        if raw.shape != (pixels.rows, pixels.columns) or 8 * raw.itemsize != pixels.allocated:
+            raise ValueError("another shape or another number of bits")
+    return np.ascontiguousarray(raw, raw.dtype.newbyteorder("=")), stream
+
+
+# ---- meaning of the pixels ---------------------------------------------------------------------
+
+
+def to_signed(numbers, bits):
+    """What unsigned numbers below 2 ** bits mean in two's complement."""
+    return np.where(numbers < 2 ** (bits - 1), numbers, numbers - 2**bits)
+
+
+def find_padding(data, meanings):
+    """Which stored numbers are padding around the film: bool array as long as `meanings`, what each number means.
+
+    PS3.3 C.7.5.1.1.2. A signed limit may be written as an unsigned one, and the reverse.
+    """
+    first = read_number(data, "PixelPaddingValue", math.nan)
+    last = read_number(data, "PixelPaddingRangeLimit", first)
+    if math.isnan(first):
+        return np.zeros(len(meanings), bool)
+
+    limits = meanings[[int(first) % len(meanings), int(last) % len(meanings)]]
+    return (meanings >= limits.min()) & (meanings <= limits.max())
+
+
+def find_overlay_bits(data):
+    """The bits of a pixel that hold overlays, as a sum of powers of 2 (PS3.3 C.9.2, retired)."""
+    overlays = 0
+    for group in range(0x6000, 0x6020, 2):
+        position = data.get((group, 0x0102))
+        if position is not None and (group, 0x3000) not in data:
+            with refuse("Overlay Bit Position in its header is no number"):
+                overlays |= 1 << int(position.value)
+    return overlays
+
+
+def read_values(data, counts, pixels, stream):
+    """(values, padding): the grey value of each stored number, int, and whether it is padding, bool.
+
+    counts: of count_values; both arrays are as long. Raises UserError where the pixels contradict the header.
+    """
+    numbers = np.arange(len(counts))
+    padding = find_padding(data, to_signed(numbers, pixels.allocated) if pixels.signed else numbers)
+    used = (counts > 0) & ~padding
+
+    unused_below = pixels.high + 1 - pixels.stored
+    if unused_below and (numbers[used] % 2**unused_below).any():
+        raise UserError(f"its header declares {pixels.stored} bits a pixel up to bit {pixels.high}, but its pixels"
+                        " use the bits below, too")
+
+    values = numbers % 2 ** (pixels.high + 1) >> unused_below
+    beyond = (numbers & ~find_overlay_bits(data)) >> (pixels.high + 1)
+    all_ones = 2 ** (pixels.allocated - pixels.high - 1) - 1
+    is_negative = pixels.signed & (values >= 2 ** (pixels.stored - 1))
+    fits = (beyond == 0) | (is_negative & (beyond == all_ones))
+    if not fits[used].all():
+        needed = int(numbers[used & ~fits].max()).bit_length() - unused_below
+        raise UserError(f"its header declares {pixels.stored} bits a pixel, but its pixels need {needed}")
+
+    if stream and stream.signed not in (None, pixels.signed) and (numbers[used] >> (stream.precision - 1)).any():
+        raise UserError(f"its header declares pixels {'with' if pixels.signed else 'without'} sign, its compressed"
+                        " image the opposite")
+    return to_signed(values, pixels.stored) if pixels.signed else values, padding
+
+
+def read_table(item, little_endian):
+    """(table, first, depth) of a lookup table: uint16 (N,), the value that its first entry is for, bits in use.
+
+    PS3.3 C.11.1 and C.11.2. Entries of 8 bits may be packed, two in a word. Raises UserError.
+    """
+    with refuse("a lookup table in its header is damaged"):
+        count, first, bits = (int(number) for number in item.LUTDescriptor)
+        data = item.LUTData
+        order = "<u2" if little_endian else ">u2"
+        words = np.frombuffer(data, order) if isinstance(data, bytes) else np.array(data, np.int64).astype(order)
+        words = np.atleast_1d(words)
+    count = count or 2**16
+
+    if len(words) == (count + 1) // 2 and bits == 8:
+        words = words.view(np.uint8)[:count]
+    if len(words) != count:
+        raise UserError(f"a lookup table in its header declares {count} entries, but has {len(words)}")
+    if not 8 <= bits <= 16 or int(words.max()) >= 2**bits:
+        raise UserError(f"a lookup table in its header declares entries of {bits} bits, but they need"
+                        f" {int(words.max()).bit_length()}")
+
+    depth = next(bits for bits in DEPTHS if int(words.max()) < 2**bits)  # 16 is often said of fewer
+    return words.astype(np.uint16), first, depth
+
+
+def look_up(table, first, values):
+    """The entries of a lookup table for values, int (N,); beyond its ends the last entry counts."""
+    if values.min() < 0 and first >= 2**15:  # a negative number, written without sign
+        first -= 2**16
+    return table[(values - first).clip(0, len(table) - 1)]
+
+
+def apply_window(data, levels):
+    """The brightness of levels, 0 to 1, in the window of the header; None without window (PS3.3 C.11.2.1.2)."""
+    center = read_number(data, "WindowCenter", math.nan)
+    width = read_number(data, "WindowWidth", math.nan)
+    if math.isnan(center) or math.isnan(width):
+        return None
+
+    function = read_word(data, "VOILUTFunction") or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise UserError("VOI LUT Function in its header is unknown")
+    if width <= 0 or (width < 1 and function == "LINEAR"):
+        raise UserError(f"Window Width in its header is {width:g}, so that nothing would be seen")
+
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (levels - center) / width))
+    if function == "LINEAR":
+        center, width = center - 0.5, max(width - 1, 1e-6)  # a width of 1 is a step
+    return ((levels - center) / width + 0.5).clip(0, 1)
+
+
+def find_quantile(values, counts, share):
+    """The value below which a share of the pixels lies; counts: how many pixels have each of the values."""
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(counts[order])
+    return int(values[order][np.searchsorted(below, share * (below[-1] - 1), side="right")])
+
+
+def render(data, values, counts, pixels):
+    """(grey, row): the brightness of each stored number, uint16, and what read_dicom tells of the film.
+
+    values: of read_values; counts: how many pixels have each, without padding. What a lookup table or a window
+    decides is scaled to 16 bits. Otherwise the values themselves count.
+    """
+    little_endian = data.file_meta.TransferSyntaxUID.is_little_endian
+    with refuse("a lookup table in its header is damaged"):
+        modality, voi = data.get("ModalityLUTSequence"), data.get("VOILUTSequence")
+
+    levels, slope, brightness = values, 1, None
+    if modality:
+        table, first, depth = read_table(modality[0], little_endian)
+        levels = look_up(table, first, values).astype(int)
+        brightness = levels / (2**depth - 1)
     else:
-        if lowest:  # of a signed film, few of the values below 0 are in use
-            stored -= min(0, int(np.quantile(stored, OUTLIERS, method="lower")))
-        grey, depth = stored.clip(0, 65535).astype(np.uint16), bits
-        container, falling = f"{bits} bit DICOM", levels[0] > levels[-1]
-    unsure = container == "16 bit DICOM"  # many films of 12 bits call themselves so
-    if falling != (photometric == "MONOCHROME1"):
-        top = int(np.quantile(grey, 1 - OUTLIERS, method="higher")) if unsure else 2**depth - 1
-        grey = np.uint16(top) - grey.clip(max=top)
-    depth = find_depth(grey) if unsure else depth
-    return grey, dict(container=container, depth=depth, format=f"{container}, {photometric}")
+        slope = read_number(data, "RescaleSlope", 1)
+        levels = values * slope + read_number(data, "RescaleIntercept", 0)
+        if slope == 0:
+            raise UserError("Rescale Slope in its header is 0, so that all pixels would be equal")
+    if voi:
+        table, first, depth = read_table(voi[0], little_endian)
+        brightness = look_up(table, first, np.rint(levels).astype(int)) / (2**depth - 1)
+    elif (windowed := apply_window(data, levels)) is not None:
+        brightness = windowed
+
+    container, depth = f"{pixels.stored} bit DICOM", pixels.stored
+    unsure = depth == 16  # many films of 12 bits call themselves so
+    if brightness is not None:
+        container += " with LUT" if modality or voi else " with window"
+        grey, depth, unsure = np.rint(brightness * 65535), 16, False
+    else:
+        lowest = find_quantile(values, counts, OUTLIERS) if pixels.signed else 0
+        grey = (values - min(0, lowest)).clip(0, 65535)  # few of the values below 0 are in use
+
+    falling = brightness is None and slope < 0
+    if falling != pixels.inverted:
+        white = find_quantile(grey, counts, 1 - OUTLIERS) if unsure else 2**depth - 1
+        grey = white - grey.clip(max=white)
+    grey = grey.astype(np.uint16)
+    if unsure:
+        depth = find_depth(np.bincount(grey, counts, 2**16))
+    photometric = "MONOCHROME1" if pixels.inverted else "MONOCHROME2"
+    return grey, {"container": container, "depth": depth, "format": f"{container}, {photometric}"}
+
+
+def read_dicom(path):
+    """(grey, row) of a DICOM film: uint16 (H, W), from 0, black; and its container, depth and format.
+
+    container: what films of one grey scale share; depth: bits in use; format: for people. Raises UserError.
+    """
+    data = open_dicom(path)
+    check_kind(data)
+    pixels = read_pixel_tags(data)
+    raw, stream = decode(data, pixels)
+
+    counts = count_values(raw)
+    values, padding = read_values(data, counts, pixels, stream)
+    counts = np.where(padding, 0, counts)
+    if not counts.any():
+        raise UserError("all its pixels are padding")
+
+    grey, row = render(data, values, counts, pixels)
+    grey[padding] = 0  # after all else, so that padding is black in negatives, too
+    return cv2.LUT(raw, grey), row

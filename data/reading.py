@@ -4,10 +4,12 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
-import struct
 import tempfile
+import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import distributions
@@ -16,19 +18,36 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image
 
-from data import UserError, dicom, duplicates, explain_write_errors, log, replace
-from data.dicom import find_depth, read_dicom
-from data.films import LESION_BOXES, is_dicom
+from data import MAX_PIXELS, UserError, dicom, duplicates, explain_write_errors, log, replace
+from data.dicom import count_values, find_depth, read_dicom
+from data.films import LESION_BOXES, is_dicom, list_some
 
 IMAGE_SIZE = 224  # pixels, both ways
 MIN_SIDE = 32  # pixels of the shorter side of a film
 THUMBNAIL = 256  # longer side, in pixels, of the film in which the breast is found
 BORDER = 20  # of these pixels at most: a white border is no wider
 SURROUNDINGS = 0.5  # of a lesion, each way, as a share of its longer side
-CONTAINERS = {b"\x89P": "PNG", b"\xff\xd8": "JPEG", b"II": "TIFF", b"MM": "TIFF", b"BM": "BMP"}  # by first bytes
+BLANK = 2  # grey levels of 256 by which the pixels of a blank film may differ
+UNCROPPED = 0.9  # share of a film that CROP keeps, from which on it found no background
+BRIGHT = 0.2  # brightness of the background, as a share of the white of the film: real films have 0.12 or less
+BOX_INSIDE = 0.2  # share of a lesion box that has to be breast
+UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks, above 0.04 in lesion crops
+DECIDING = 0.1  # share of the films of a container that decides its bit depth
+OTHER_SCANNER = 4  # bits by which films of another scanner are shallower
+THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP")  # of Pillow, by content
+MODES = {  # of Pillow that are read, and what they are first turned to
+    "1": "L", "L": None, "LA": None, "P": "RGBA", "PA": "RGBA", "RGB": None, "RGBA": None, "RGBX": "RGB",
+    "CMYK": "RGB", "YCbCr": "RGB", "I;16": None, "I;16L": None, "I;16B": None, "I": None,
+}
+ORIENTATION, WIDTH, HEIGHT, BITS_PER_SAMPLE = 274, 256, 257, 258  # tags of EXIF 2.3 and TIFF 6.0
+COMPRESSION, PHOTOMETRIC, PLANAR = 259, 262, 284
+STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES = 273, 279, 324, 325
+DEFLATE, PACKBITS = (8, 32946), 32773  # values of COMPRESSION
 READERS = ("numpy", "opencv", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm", "pillow")  # what decodes films
+warnings.filterwarnings("ignore", module="PIL")  # of tags that no one here reads
 RELEASES = [f"{found.name} {found.version}" for found in distributions()
             if str(found.name).lower().startswith(READERS)]
 
@@ -51,40 +70,169 @@ def to_bytes(grey, depth):
     return cv2.convertScaleAbs(grey, alpha=255 / (2**depth - 1))
 
 
-def is_negative(content):
-    """Whether the tag PhotometricInterpretation of a TIFF says that 0 is white; False for BigTIFF."""
-    with contextlib.suppress(struct.error), io.BytesIO(content) as film:
-        tags = ImageFileDirectory_v2(film.read(8))
-        film.seek(tags.next)
-        tags.load(film)
-        return tags.get(262) == 0
-    return False
+def open_picture(content):
+    """The header of a PNG, JPEG, TIFF, PNM or BMP file as a Pillow image that is not decoded yet.
+
+    content: bytes of the file; its name does not count. Raises UserError.
+    """
+    if not content:
+        raise UserError("an empty file")
+    if content[128:132] == b"DICM":
+        raise UserError("a DICOM file under another name: give it a name that ends in .dcm")
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        pages = getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        raise UserError("an image that is larger than any film") from error
+    except Exception as error:  # Pillow raises whatever the file leads it to
+        raise UserError("not a PNG, JPEG, TIFF, PGM or BMP image, or one that is damaged or of an unusual kind;"
+                        " export it anew, as PNG for example") from error
+
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{width} x {height} pixels, which is larger than any film")
+    if pages > 1:
+        raise UserError(f"{pages} pages or pictures in one file; save the one that is the film")
+    if image.mode not in MODES:
+        raise UserError("its pixels are neither grey nor red, green and blue of 8 or 16 bits; save it in grey")
+    return image
+
+
+def count_unpacked(strip):
+    """How many bytes a PackBits strip unpacks to (TIFF 6.0, section 9); nothing where its last run is cut off."""
+    place = unpacked = 0
+    while place < len(strip):
+        head = strip[place]
+        if head < 128:  # as many bytes follow, and one more
+            place += head + 2
+            unpacked += head + 1
+        elif head > 128:  # the next byte is repeated; 128 itself means nothing
+            place += 2
+            unpacked += 257 - head
+        else:
+            place += 1
+    return unpacked if place == len(strip) else 0
+
+
+def check_strips(tags, content):
+    """Raise an error for damaged strips of a TIFF that the decoders pass over; tags: of Pillow.
+
+    They look neither at the checksum of deflate nor at the length of PackBits. LZW has none: Pillow finds its
+    damage where a code is impossible.
+    """
+    offsets, lengths = (STRIP_OFFSETS, STRIP_BYTES) if STRIP_OFFSETS in tags else (TILE_OFFSETS, TILE_BYTES)
+    strips = [content[start : start + length] for start, length in zip(tags[offsets], tags[lengths], strict=True)]
+    if tags.get(COMPRESSION) in DEFLATE:
+        for strip in strips:
+            zlib.decompress(strip)
+
+    if tags.get(COMPRESSION) == PACKBITS and offsets == STRIP_OFFSETS:
+        row = math.ceil(tags[WIDTH] * sum(tags.get(BITS_PER_SAMPLE, (1,))) / 8)
+        if sum(map(count_unpacked, strips)) != row * tags[HEIGHT]:
+            raise ValueError("another number of bytes")
+
+
+def check_tiff(image):
+    """Whether a TIFF has colours of 16 bits, which Pillow would round. UserError for what is not read right."""
+    tags = image.tag_v2
+    is_deep = max(tags.get(BITS_PER_SAMPLE, (1,))) > 8
+    if is_deep and tags.get(PHOTOMETRIC) == 0:
+        raise UserError("a TIFF of 16 bits in which 0 is white; save it with 0 as black")
+    has_deep_colours = is_deep and not image.mode.startswith("I")
+    if has_deep_colours and tags.get(PLANAR) == 2:
+        raise UserError("a TIFF of 16 bits with one plane for each colour; save it in grey")
+    return has_deep_colours
+
+
+def decode_pnm(content):
+    """The pixels of a binary PGM or PPM file: uint8 or uint16 (H, W) or (H, W, 3). Raises UserError.
+
+    They are scaled so that the maxval of the header is white, as Netpbm defines it.
+    """
+    header = re.match(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,5})" + rb"\s", content)
+    if not header:
+        raise UserError("a PNM file with a damaged header")
+    width, height, maxval = (int(number) for number in header.groups()[1:])
+    shape = (height, width) if header[1] == b"5" else (height, width, 3)
+    dtype, white = (np.dtype(np.uint8), 255) if maxval < 256 else (np.dtype(">u2"), 65535)
+
+    count = math.prod(shape)
+    if len(content) - header.end() < count * dtype.itemsize:
+        raise UserError("the file is cut off: it has fewer pixels than its header declares")
+    pixels = np.frombuffer(content, dtype, count, header.end()).reshape(shape)
+    pixels = pixels.astype(dtype.newbyteorder("="))
+    if pixels.max() > maxval:
+        raise UserError(f"its header declares {maxval} as white (maxval), but it has pixels of {pixels.max()}")
+    return pixels if maxval == white else np.rint(pixels * np.float32(white / maxval)).astype(pixels.dtype)
+
+
+def decode_picture(image, content):
+    """(pixels, blue_first): uint8 or uint16 (H, W) or (H, W, C), and the order of colours. Raises UserError.
+
+    Of the decoders at hand, Pillow finds all damage, and OpenCV is faster for PNG and keeps colours of 16 bits.
+    """
+    if content.startswith((b"P5", b"P6")):
+        return decode_pnm(content), False
+
+    has_deep_colours = image.format == "TIFF" and check_tiff(image)
+    try:
+        if image.format == "TIFF":
+            check_strips(image.tag_v2, content)
+        if image.format != "PNG":
+            image.load()
+        if image.format == "PNG" or has_deep_colours:
+            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+            return pixels.reshape(pixels.shape), True
+
+        plain = image.convert(MODES[image.mode]) if MODES[image.mode] else image
+        pixels = np.asarray(plain)
+    except Exception as error:  # OpenCV and Pillow raise whatever the file leads them to
+        raise UserError("its pixels are cut off, damaged or compressed in an unknown way; export it anew, as PNG"
+                        " for example") from error
+    return (pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)), False
+
+
+def to_grey(pixels, blue_first):
+    """Luminance (ITU-R BT.601) of pixels, (H, W) of their dtype; what is transparent is black."""
+    if pixels.ndim == 2:
+        return pixels
+
+    channels, grey = pixels.shape[2], np.ascontiguousarray(pixels[..., 0])
+    if channels >= 3:
+        codes = {(3, True): cv2.COLOR_BGR2GRAY, (4, True): cv2.COLOR_BGRA2GRAY,
+                 (3, False): cv2.COLOR_RGB2GRAY, (4, False): cv2.COLOR_RGBA2GRAY}
+        grey = cv2.cvtColor(pixels, codes[channels, blue_first])
+    if channels in (2, 4):
+        opaque = np.iinfo(pixels.dtype).max
+        grey = cv2.multiply(grey, cv2.extractChannel(pixels, channels - 1), scale=1 / opaque)
+    return grey
+
+
+def turn_upright(grey, orientation):
+    """A film (H, W) as viewers show it: orientation is that of EXIF 2.3, 1 to 8, 1 where it is upright."""
+    if orientation in (5, 6, 7, 8):
+        grey = grey.T
+    if orientation in (3, 4, 7, 8):
+        grey = grey[::-1]
+    if orientation in (2, 3, 6, 7):
+        grey = grey[:, ::-1]
+    return np.ascontiguousarray(grey)
 
 
 def read_picture(path):
-    """(grey, row) of a file that OpenCV reads: uint8 or uint16 (H, W), native values, black where transparent."""
-    content, pixels = np.fromfile(path, np.uint8), None
-    kind = CONTAINERS.get(content[:2].tobytes(), "PNM")
-    if kind == "TIFF" and (pages := cv2.imcount(str(path))) > 1:
-        raise UserError(f"a TIFF of {pages} pages; save the one that is the film")
-    with contextlib.suppress(cv2.error):  # of nothing, or of too much
-        pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise UserError("not an image that OpenCV can read: empty, cut off or too large")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"its pixels are {pixels.dtype}; save it with 8 or 16 bits")
-    grey, channels = pixels, pixels.shape[2] if pixels.ndim == 3 else 1
-    if kind == "TIFF" and channels == 4:
-        raise UserError("a TIFF of four channels, which may be CMYK; save it in grey")
-    if kind == "TIFF" and pixels.dtype == np.uint16 and is_negative(content):  # which OpenCV heeds in 8 bits only
-        raise UserError("a TIFF of 16 bits in which 0 is white; save it with 0 as black")
-    if channels >= 3:
-        grey = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
-    if channels == 4:
-        grey = (grey * (pixels[..., 3] / np.iinfo(pixels.dtype).max)).astype(pixels.dtype)
-    container = f"{8 * grey.itemsize} bit {kind}"  # films of the same one share their grey scale
-    colour = "grey" if channels == 1 else "colour"
-    return grey, dict(container=container, depth=find_depth(grey), format=f"{container}, {colour}")
+    """(grey, row) of a PNG, JPEG, TIFF, PNM or BMP film: uint8 or uint16 (H, W); see read_dicom. UserError."""
+    content = path.read_bytes()
+    image = open_picture(content)
+    pixels, blue_first = decode_picture(image, content)
+    grey = to_grey(pixels, blue_first)
+    if image.format != "TIFF":  # which is turned when it is decoded
+        grey = turn_upright(grey, image.getexif().get(ORIENTATION, 1))
+
+    kind = {"PPM": "PNM"}.get(image.format, image.format)
+    container = f"{8 * grey.itemsize} bit {kind}"
+    colour = "grey" if pixels.ndim == 2 or pixels.shape[2] == 2 else "colour"
+    depth = find_depth(count_values(grey))
+    return grey, {"container": container, "depth": depth, "format": f"{container}, {colour}"}
 
 
 def find_breast(grey, depth):
@@ -132,12 +280,53 @@ def crop_film(grey, shape, margin):
     return image, dict(left=left, top=top, width=side, height=side)
 
 
+def is_mask(grey, depth):
+    """Whether a picture is black and white, as masks of lesions are, but for what JPEG blurs along the edges.
+
+    The distance from black and white is held against the variance: a dark film with a few bright specks lies close
+    to black and white, too, but its variance is small.
+    """
+    step = 1 + min(grey.shape) // 1000  # enough pixels to tell
+    sample = grey[::step, ::step].clip(max=2**depth - 1).astype(np.float32)
+    white = sample.max()
+    distance = np.minimum(sample, white - sample)
+    return bool(sample.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * sample.var())
+
+
+def read_file(path):
+    """read_dicom or read_picture, and the size of the file. UserError where it cannot be opened or has changed."""
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise UserError("no file, or a link that leads nowhere")
+        before = path.stat()
+        grey, row = read_dicom(path) if is_dicom(path) else read_picture(path)
+        after = path.stat()
+    except OSError as error:
+        raise UserError(f"the file cannot be opened ({error.strerror or 'the drive does not answer'})") from error
+
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise UserError("the file changed while it was read")
+    return grey, row | {"bytes": after.st_size}
+
+
+def has_bright_background(grey, breast):
+    """Whether the background of a film is not black, so that CROP may keep it; breast: of find_breast."""
+    step = 1 + min(grey.shape) // 500  # enough pixels to tell
+    sample, inside = grey[::step, ::step], breast[::step, ::step].astype(bool)
+    if inside.mean() > UNCROPPED:
+        return True
+    return bool(np.median(sample[~inside]) > BRIGHT * np.percentile(sample, 99))
+
+
+def has_box_outside(boxes, breast):
+    """Whether a lesion box lies outside of the breast: less than BOX_INSIDE of it shows tissue."""
+    shares = [breast[top : top + height, left : left + width].mean() for left, top, width, height in boxes]
+    return any(share < BOX_INSIDE for share in shares)
+
+
 def read_native(path, crop, lesion_box):
     """(image, fingerprints, row): read_image before the scaling to 8 bits, which needs the whole collection."""
-    try:
-        grey, row = read_dicom(path) if is_dicom(path) else read_picture(path)
-    except Exception as error:  # OpenCV and pydicom raise whatever the file leads them to
-        raise UserError(" ".join(str(error).split()) or repr(error)) from error
+    grey, row = read_file(path)
     height, width = grey.shape
     boxes = read_boxes(lesion_box)
     starts, ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
@@ -145,86 +334,154 @@ def read_native(path, crop, lesion_box):
         raise UserError(f"{width} x {height} pixels, too small for a film")
     if (starts >= (width, height)).any() or (ends > (width + 2, height + 2)).any():  # 2 for rounding
         raise UserError(f"its lesion_box reaches beyond the film of {width} x {height} pixels")
+
     whole = image = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
-    box = dict(left=0, top=0, width=width, height=height)
+    if np.ptp(to_bytes(whole, row["depth"])) <= BLANK:
+        raise UserError("a blank film: all its pixels are equal, or nearly so")
+
+    box = {"left": 0, "top": 0, "width": width, "height": height}
+    breast = find_breast(grey, row["depth"]) if crop == "breast" or lesion_box else None
     if crop == "breast":
-        breast = find_breast(grey, row["depth"])
         image, box = crop_film(grey * breast, breast, 0)
     elif crop == "lesion" and lesion_box:
         corners = np.minimum(np.concatenate([starts, ends - 1]), (width - 1, height - 1))
         image, box = crop_film(grey, corners.astype(np.int32), SURROUNDINGS)
     if image.min() == image.max():
-        raise UserError("all its pixels are equal, or all that CROP keeps")
+        raise UserError("all pixels that CROP keeps are equal")
+
     shapes = grey.shape, (1, 1)  # in which circles are round: the film, and its squashed image
     fingerprints = np.stack([duplicates.fingerprint(whole, shape) for shape in shapes])
-    return image, fingerprints, row | box | {"film_sha256": hashlib.sha256(whole).hexdigest()}
+    found = {"film_width": width, "film_height": height, "is_mask": is_mask(grey, row["depth"]),
+             "is_uncropped": crop == "breast" and has_bright_background(grey, breast),
+             "box_outside": bool(lesion_box) and has_box_outside(boxes, breast),
+             "film_sha256": hashlib.sha256(whole).hexdigest()}
+    return image, fingerprints, row | box | found
+
+
+def choose_depth(depth, common):
+    """The bits by which a film is scaled that needs `depth`, where the films of its container need `common`.
+
+    A film that is deeper, or shallower by four bits or more, comes from another scanner: its own bits count.
+    """
+    return common if common - OTHER_SCANNER < depth <= common else depth
 
 
 def read_image(path, crop=None, lesion_box="", depths=None):
-    """(image, row) of a film as in read_films; depths: bits by container, a deeper film has its own. UserError."""
+    """(image, row) of a film as read_films has them; depths: bits by container, as choose_depth has them.
+
+    image: uint8 (IMAGE_SIZE, IMAGE_SIZE). Raises UserError.
+    """
     if not re.fullmatch(LESION_BOXES, str(lesion_box)):
         raise UserError(f"{path} has the lesion_box {lesion_box!r}, but it has to be x:y:width:height in pixels.")
     if crop == "lesion" and not lesion_box:
         raise UserError(f'{path} needs a lesion_box, as CROP is "lesion": x:y:width:height in pixels.')
     image, _, row = read_native(path, crop, lesion_box)
-    depth = max((depths or {}).get(row["container"], 0), row["depth"])
+    depth = choose_depth(row["depth"], (depths or {}).get(row["container"], row["depth"]))
     return to_bytes(image, depth), row | {"depth": depth}
 
 
 def read_cached(path, lesion_box, crop, cache):
     """read_native, from the folder `cache` where nothing changed; of a bad film, row holds the reason only."""
-    if not os.path.isfile(path):
-        return None, None, {"reason": "no file, or a link that leads nowhere"}
-    stat = path.stat()
-    key = [str(path), stat.st_size, stat.st_mtime_ns, crop, lesion_box, VERSION]
-    file = cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
-    with contextlib.suppress(Exception), np.load(file) as film:  # there may be none, or a damaged one
-        return film["image"], film["fingerprints"], json.loads(str(film["row"]))
     try:
+        stat = path.stat()
+        key = [str(path), stat.st_size, stat.st_mtime_ns, crop, lesion_box, VERSION]
+        file = cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
+        with contextlib.suppress(Exception), np.load(file) as film:  # there may be none, or a damaged one
+            return film["image"], film["fingerprints"], json.loads(str(film["row"]))
         image, fingerprints, row = read_native(path, crop, lesion_box)
+    except OSError:
+        return None, None, {"reason": "no file, or a link that leads nowhere"}
     except UserError as error:
         return None, None, {"reason": str(error)}
-    with replace(file) as temporary:  # another process may write the same film
+
+    with explain_write_errors(cache.parent), replace(file) as temporary:  # another process may write the same film
         np.savez(temporary, image=image, fingerprints=fingerprints, row=json.dumps(row))
     return image, fingerprints, row
+
+
+def describe_classes(films):
+    """How many films of each class there are, as text: 12 benign, 8 malignant."""
+    return ", ".join(f"{count} {label}" for label, count in films["label"].value_counts().sort_index().items())
+
+
+def share_depths(films, known):
+    """The bits by which each film is scaled: int (N,). Tells of them, and warns where films of a container differ.
+
+    The depth of a container is the largest that a tenth of its films or more need, so that no single film decides
+    how all others look. known: bits by container of an earlier run, which count instead.
+    """
+    common = films.groupby("container")["depth"].quantile(1 - DECIDING, interpolation="higher").to_dict() | known
+    depths = np.array([choose_depth(film.depth, common[film.container]) for film in films.itertuples()])
+    for container, part in films.groupby("container"):
+        groups = [(depth, part[depths[part.index] == depth]) for depth in np.unique(depths[part.index])]
+        if len(groups) == 1:
+            log.info("%d films: %s, %d bits in use", len(part), container, groups[0][0])
+            continue
+
+        counts = [f"{len(group)} films ({describe_classes(group)}) by {depth} bits" for depth, group in groups]
+        log.warning("%s films have several bit depths, which may tell the classes apart: scaled are %s", container,
+                    ", ".join(counts))
+    return depths
+
+
+def tell_of_films(films, crop):
+    """Log what was found in films that may look wrong to the network."""
+    for column, sentence in (
+        ("is_mask", "are excluded, as they are masks in black and white"),
+        ("is_uncropped", "have a background that is not black, so that CROP may keep it or lose the breast"),
+        ("box_outside", "have a lesion_box that lies outside of the breast"),
+    ):
+        if films[column].any():
+            paths = films.loc[films[column], "path"]
+            log.warning("%d of %d films %s: %s", len(paths), len(films), sentence, list_some(paths.tolist()))
 
 
 def read_films(films, folder, crop, output_dir, known=None):
     """(films, images, fingerprints): the table with more columns, and memory maps in its order. Raises UserError.
 
-    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); fingerprints: complex64 (N, 2, RINGS, WAVES). Films of a container
-    are scaled alike, by the bits of the deepest of them. known: bits by container of a run, which count instead
-    for all but deeper films, as in read_image.
+    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); fingerprints: complex64 (N, ...), see data.duplicates. Films of a
+    container are scaled alike: see share_depths, and known there.
     """
     cache, listing = output_dir / ".cache", output_dir / "bad_images.csv"
     paths, boxes = [folder / path for path in films["path"]], films["lesion_box"]
-    read, rows, hashes = partial(read_cached, crop=crop, cache=cache), [], []
+    rows = []
     with explain_write_errors(output_dir):
         cache.mkdir(parents=True, exist_ok=True)
         listing.unlink(missing_ok=True)  # of an earlier run
-        pictures, prints = (tempfile.TemporaryFile(dir=cache) for _ in range(2))  # noqa: SIM115
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV and NumPy release Python's lock
-            for _, _, row in pool.map(read, paths, boxes):
-                rows.append(row)
-                if len(rows) % 500 == 0:
-                    log.info("%d of %d films are read", len(rows), len(films))
-        films = films.join(pd.DataFrame(rows))
-        if "reason" in films:
-            bad = films[["path", "reason"]].dropna()
+        natives, pictures, prints = (tempfile.TemporaryFile(dir=cache) for _ in range(3))  # noqa: SIM115
+    with ThreadPoolExecutor(THREADS) as pool:  # OpenCV and NumPy release Python's lock
+        for image, fingerprints, row in pool.map(partial(read_cached, crop=crop, cache=cache), paths, boxes):
+            rows.append(row)
+            if "reason" not in row:
+                with explain_write_errors(output_dir):
+                    natives.write(image.astype(np.uint16))
+                    prints.write(fingerprints)
+                shape = fingerprints.shape
+            if len(rows) % 500 == 0:
+                log.info("%d of %d films are read", len(rows), len(films))
+
+    films = films.join(pd.DataFrame(rows))
+    if "reason" in films:
+        bad = films[["path", "reason"]].dropna()
+        with explain_write_errors(output_dir):
             bad.to_csv(listing, index=False)
-            lines = "".join(f"\n  {path!r}: {reason}" for path, reason in bad.head(20).to_numpy())
-            raise UserError(f"{len(bad)} of {len(films)} films cannot be read; repair or remove them (all are"
-                            f" in {listing}):{lines}")
-        bits = films.groupby("container")["depth"].max().to_dict() | (known or {})
-        depths = np.maximum(films["container"].map(bits), films["depth"])
-        for (container, depth, used), count in films.groupby(["container", depths, "depth"]).size().items():
-            log.info("%d films are %s, read with %d bits, of which they use %d", count, container, depth, used)
-        for (image, fingerprints, _), depth in zip(map(read, paths, boxes), depths, strict=True):
-            image = to_bytes(image, depth)
+        lines = "".join(f"\n  {path!r}: {reason}" for path, reason in bad.head(20).to_numpy())
+        raise UserError(f"{len(bad)} of {len(films)} films cannot be read; repair or remove them (all are"
+                        f" in {listing}):{lines}")
+
+    depths, hashes = share_depths(films, known or {}), []
+    with explain_write_errors(output_dir):
+        natives.seek(0)
+        for depth in depths:
+            native = np.frombuffer(natives.read(2 * IMAGE_SIZE**2), np.uint16).reshape(IMAGE_SIZE, IMAGE_SIZE)
+            image = to_bytes(native, depth)
             hashes.append(hashlib.sha256(image).hexdigest())
             pictures.write(image)
-            prints.write(fingerprints)
         images = np.memmap(pictures, np.uint8, "r", shape=(len(films), IMAGE_SIZE, IMAGE_SIZE))
-        prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *fingerprints.shape))
-    left_out = np.where((films["lesion_box"] == "") & (crop == "lesion"), "no lesion_box", "")
-    return films.assign(depth=depths, image_sha256=hashes, left_out=left_out), images, prints
+        prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *shape))
+
+    tell_of_films(films, crop)
+    reasons = [(films["is_mask"], "a mask"), ((films["lesion_box"] == "") & (crop == "lesion"), "no lesion_box")]
+    left_out = np.select(*zip(*reasons, strict=True), "")
+    columns = films.drop(columns=["is_mask", "is_uncropped", "box_outside"])
+    return columns.assign(depth=depths, image_sha256=hashes, left_out=left_out), images, prints

@@ -462,6 +462,30 @@ def test_reading_and_writing_are_told_apart(film, tmp_path):
         os.seteuid(user)
 
 
+def test_a_film_that_changes_or_vanishes_while_others_are_read_is_a_bad_film(film, monkeypatch):
+    for name in ("a", "b", "c"):
+        film(f"films/{name}.png")
+    decode = reading.read_picture
+
+    def disturb(path):
+        if path.name == "a.png":
+            path.write_bytes(path.read_bytes() + b"more")
+        if path.name == "b.png":
+            path.unlink()
+        return decode(path)
+
+    monkeypatch.setattr(reading, "read_picture", disturb)
+    with pytest.raises(UserError, match=r"^2 of 3 films cannot be read"):
+        read()
+    reasons = pd.read_csv("out/bad_images.csv")["reason"].tolist()
+    assert reasons == ["the file changed while it was read", "the file cannot be opened (No such file or directory)"]
+
+
+def test_few_threads_read_at_once():
+    """Each may need a few hundred megabytes."""
+    assert 1 <= reading.THREADS <= min(8, os.cpu_count())
+
+
 def test_any_mutated_image_is_read_or_refused():
     rng = np.random.default_rng(0)
     samples = [save(f"a.{suffix}", TISSUE[::5, ::5].astype(np.uint8)) for suffix in ("png", "jpg", "tif", "bmp")]

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pandas as pd
+import PIL.Image
 
 from data import UserError, replace
 from data.films import absolute
@@ -70,7 +71,7 @@ def find_table(files, folder, name, pattern=None):
 def read_sheet(path):
     """The first sheet of an XLSX file as a table, all str. Raises UserError without openpyxl."""
     try:
-        return pd.read_excel(path, dtype=str, keep_default_na=False)
+        return pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl")
     except ImportError as error:
         raise UserError(f"{path} needs one more package: pip install openpyxl. Or save it as CSV.") from error
 
@@ -117,6 +118,18 @@ def read_header(path, tags):
     try:
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
     except Exception:  # pydicom raises whatever a damaged file leads it to
+        return None
+
+
+def read_shape(path):
+    """(height, width) of an image, from its header; None where that cannot be read."""
+    if path.suffix.lower() == ".dcm":
+        header = read_header(path, ["Rows", "Columns"])
+        return (header.Rows, header.Columns) if header and {"Rows", "Columns"} <= {*header.dir()} else None
+    try:
+        with PIL.Image.open(path) as image:
+            return image.height, image.width
+    except OSError:  # Pillow's errors are of this kind
         return None
 
 

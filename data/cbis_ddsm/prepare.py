@@ -23,7 +23,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-import PIL.Image
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
@@ -116,18 +115,6 @@ def read_pixels(path):
     if path.suffix.lower() in JPEG:
         return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
     return preparing.import_pydicom().dcmread(path).pixel_array
-
-
-def read_shape(path):
-    """(height, width) of an image, from its header; None where that cannot be read."""
-    if path.suffix.lower() in JPEG:
-        try:
-            with PIL.Image.open(path) as image:
-                return image.height, image.width
-        except OSError:
-            return None
-    header = preparing.read_header(path, ["Rows", "Columns"])
-    return (header.Rows, header.Columns) if header and "Rows" in header and "Columns" in header else None
 
 
 def is_mask(pixels):
@@ -231,7 +218,7 @@ def find_boxes(films, table, index):
     pictures = dict(list(lesions.groupby(PICTURE)))
     boxes, without = [], []
     for film in films.itertuples():
-        shape, parts = read_shape(film.path), []
+        shape, parts = preparing.read_shape(film.path), []
         for lesion in pictures[film.patient_id, film.side, film.view].itertuples():
             mask, outlines, reason = lesion.found
             if not reason:

@@ -117,8 +117,9 @@ def test_odd_films(make_labels, tmp_path, capsys):
     places = make_inbreast(folder)
     release = folder / "INbreast Release 1.0"
     (release / "AllXML" / "20586908.xml").write_text("<plist>cut off")
-    text = (release / "AllXML" / "22670347.xml").read_text()
-    (release / "AllXML" / "22670347.xml").write_text(text.replace("(3.000000, 3.000000)", "(3.000000)"))
+    for film, point in (("22670347", r"(\1)"), ("22670465", r"(\1,\2)"), ("22678449", "(nan, nan)")):
+        file = release / "AllXML" / f"{film}.xml"
+        file.write_text(re.sub(r"\(([1-9]\d*)\.0+, ([1-9]\d*)\.0+\)", point, file.read_text()))
     (folder / places["22614074"]).write_bytes(b"cut off")
     for film in ("20586960", "20587148"):  # benign, and one that is excluded
         (folder / places[film]).unlink()
@@ -134,9 +135,9 @@ def test_odd_films(make_labels, tmp_path, capsys):
                str(stranger): "not named like a film of INbreast"}
     assert dict(pd.read_csv(tmp_path / "data" / "missing.csv").to_numpy()) == missing
     places = {film: place for film, place in places.items() if film not in ("20586960", "22614074")}
-    assert labels == expect(places, folder, _20586908="", _22670347="")
+    assert labels == expect(places, folder, _20586908="", _22670347="", _22678449="")
     printed = capsys.readouterr().out
-    assert "2 XML files cannot be read, their films have no lesion_box: 20586908.xml 22670347.xml\n" in printed
+    assert "3 XML files cannot be read, their films have no lesion_box: 20586908.xml 22670347.xml 2267" in printed
     assert "22670465_7e677f3d530e41ed_MG_L_CC_ANON.dcm: INbreast.csv has another side or view" in printed
 
 

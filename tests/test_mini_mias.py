@@ -233,6 +233,19 @@ def test_missing_films_are_listed(prepare, collections, home):
     assert not (home / "missing.csv").exists(), "that of the earlier run is gone"
 
 
+def test_labels_are_written_whole_or_not_at_all(prepare, collections, home, monkeypatch):
+    def break_off(_, path, **__):
+        Path(path).write_text("path,la")
+        raise OSError("no space left")
+
+    table = prepare(collections["folder"])
+    monkeypatch.setattr(pd.DataFrame, "to_csv", break_off)
+    with pytest.raises(OSError, match="no space left"):
+        prepare(collections["folder"])
+    assert (home / "labels.csv").read_text() == table
+    assert os.listdir(home) == ["labels.csv"]
+
+
 @pytest.mark.parametrize(("x", "outside"), [(512, False), (230, False), (150, True), (60, True)])
 def test_boxes_outside_of_the_breast_are_named(prepare, home, x, outside, capsys):
     """The breast is a disc that reaches from the right edge to column 200; the lesion is 80 pixels wide."""

@@ -16,7 +16,6 @@ are of two patients, as TCIA says (D1-0202 and D2-0284 four, D1-0808 and D1-1292
 
 The licence is CC BY 4.0: cite Cui et al. 2021, https://doi.org/10.7937/tcia.eqde4b16.
 """
-import os
 import re
 import sys
 from pathlib import Path
@@ -76,7 +75,7 @@ def read_manifests(files):
             print(f"not used: {error}")
             continue
         for patient, folder in rows.to_numpy():
-            folders[os.path.normpath(path.parent / folder.replace("\\", "/"))] = patient
+            folders[path.parent / folder.replace("\\", "/")] = patient
     return folders
 
 
@@ -89,7 +88,7 @@ def read_film(path, download, folders):
     if header is None:
         return "", "", "", "", "cannot be read as DICOM"
     names = [str(header.get("PatientID") or ""), *path.relative_to(download).parts[:-1]]
-    names += [folders.get(str(folder), "") for folder in path.parents]
+    names += [folders.get(folder, "") for folder in path.parents]
     names = {name.strip().upper() for name in names}
     patients = sorted(name for name in names if re.fullmatch(PATIENT, name))
     side = str(header.get("ImageLaterality") or header.get("Laterality") or "").strip().lower()

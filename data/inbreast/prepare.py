@@ -38,7 +38,6 @@ COLUMNS = {"file name": "film", "laterality": "side", "view": "view", "bi-rads":
 FILM = r"(\d+)_([0-9a-f]{16})_MG_([LR])_([A-Z]+)_ANON\.dcm"  # number, patient, side, view
 VIEWS = {"ML": "MLO"}  # file names say ML where INbreast.csv says MLO
 CATEGORY = r"([0-6])[abc]?(?:[.,]0+)?"  # 4a, 4b and 4c are 4; spreadsheets make 2.0 or 2,0 of 2
-COORDINATE = r"-?\d+(?:[.,]\d+)?"  # of a point such as (1234.5, 678.9), or with decimal commas
 
 
 def read_categories(path):
@@ -60,12 +59,12 @@ def read_categories(path):
     return table.assign(film=films, side=side, view=table["view"].str.upper(), label=birads.map(LABELS).fillna(""))
 
 
-def read_points(texts):
-    """The points of an outline: float (N, 2), x and y in pixels of the film. Raises ValueError."""
-    points = [re.findall(COORDINATE, text) for text in texts]
-    if any(len(point) != 2 for point in points):
-        raise ValueError("a point is not (x, y)")
-    return np.array([[float(number.replace(",", ".")) for number in point] for point in points])
+def read_point(text):
+    """x and y, in pixels of the film, of a point such as "(1234.5, 678.9)" or "(1234,5, 678,9)". ValueError."""
+    numbers = text.strip("() ")
+    parts = re.split(r",\s+", numbers) if re.search(r",\s", numbers) else numbers.split(",")
+    x, y = (float(part.replace(",", ".")) for part in parts)
+    return x, y
 
 
 def read_boxes(file, width, height, counts):
@@ -79,7 +78,9 @@ def read_boxes(file, width, height, counts):
         if name.lower() not in LESIONS:
             counts[f"annotations {name!r}, which become no box"] += 1
             continue
-        points = read_points(roi["Point_px"])
+        points = np.array([read_point(text) for text in roi["Point_px"]]).reshape(-1, 2)
+        if not np.isfinite(points).all():
+            raise ValueError("a point is nowhere")
         inside = points.clip(0, (width - 1, height - 1))
         outside = (points != inside).any(axis=1)
         if len(points) < 3 or outside.all():

@@ -38,8 +38,9 @@ def make_labels(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
 
-    def run(collection, download):
-        runpy.run_path(str(REPOSITORY / "data" / collection / "prepare.py"))["main"](download, folder=folder)
+    def run(collection, download, **options):
+        script = runpy.run_path(str(REPOSITORY / "data" / collection / "prepare.py"))
+        script["main"](download, folder=folder, **options)
         return (folder / "labels.csv").read_text()
 
     return run

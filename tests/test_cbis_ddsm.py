@@ -158,15 +158,9 @@ def downloads(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(make_labels):
     """Run main() on a download; returns the text of labels.csv, which lands in tmp_path / "data"."""
-    (tmp_path / "data").mkdir()
-
-    def run(download, crops=False):
-        PREPARE["main"](download, crops, tmp_path / "data")
-        return (tmp_path / "data" / "labels.csv").read_text()
-
-    return run
+    return lambda download, crops=False: make_labels("cbis_ddsm", download, crops=crops)
 
 
 def read_missing(folder):
@@ -309,3 +303,20 @@ def test_without_pydicom(run, downloads, monkeypatch):
         run(downloads["kaggle"][0], crops)
         with pytest.raises(UserError, match=r"^DICOM files need one more package: pip install pydicom$"):
             run(downloads["tcia descriptive"][0], crops)
+
+
+@pytest.mark.parametrize(("mask", "film", "agree"), [  # height and width; the large ones are of the collection
+    ((4386, 1789), (5041, 2056), True), ((4621, 2781), (5311, 3196), True), ((4688, 3088), (4624, 3056), False),
+    ((4624, 3080), (4640, 3072), False), ((96, 72), (110, 83), True), ((96, 72), (96, 72), True),
+    ((96, 72), (72, 96), False),
+])
+def test_masks_of_another_size_are_scaled_where_the_aspect_agrees(mask, film, agree):
+    boxes, reason = PREPARE["scale_boxes"](np.array([[7, 11, 20, 40]]), mask, film)
+    assert bool(boxes) == (reason == "") == agree
+    if agree:
+        x, y, width, height = map(int, boxes[0].split(":"))
+        vertical, horizontal = film[0] / mask[0], film[1] / mask[1]
+        assert x <= 7 * horizontal < x + 1
+        assert y <= 11 * vertical < y + 1
+        assert x + width - 1 < 27 * horizontal <= x + width
+        assert y + height - 1 < 51 * vertical <= y + height

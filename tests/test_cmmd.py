@@ -115,6 +115,7 @@ def test_odd_films(make_labels, tmp_path, capsys):
     write_film(place[left], "removed", "L", "CC", ViewCodeSequence=[make_code("R-10242", scheme="SRT")])
     write_film(place[right], "d1-0021 ", "R", "CC", ViewCodeSequence=[make_code("399099002", "latero-medial")])
     films[right][3] = ""
+    write_film(place["D1-0021", "right", "MLO"], "", "R", "MLO", ViewCodeSequence=[], ViewPosition="MLO")
     (folder / "manifest" / "metadata.csv").write_text("film,size\n1-1.dcm,12\n")
     # what is excluded
     other, sideless = place["D1-0002", "left", "CC"], place["D1-0034", "left", "CC"]

@@ -107,7 +107,7 @@ def test_the_release_gives_the_expected_table(make_labels, tmp_path, decimal_com
                   "\n2 points outside of their film, moved to its edge\n",
                   "\n1 annotations 'Spiculated Region', which become no box\n",
                   "\n2 annotations 'Calcification', which become no box\n",
-                  "\n2 masses or clusters of less than 3 points or outside of their film, which become no box\n",
+                  "\n2 masses or clusters of fewer than 3 points or outside of their film, which become no box\n",
                   "labels.csv: 12 films of 10 patients", "next: set DATA_DIR"):
         assert words in printed, words
 

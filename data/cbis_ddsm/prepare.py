@@ -9,8 +9,8 @@ or beside this file. Then
     python data/cbis_ddsm/prepare.py DOWNLOAD --crops    abnormalities, as the collection cuts them out
 
 writes labels.csv beside this file, and missing.csv where images are missing. Nothing is copied: labels.csv
-points into the download. The official split is kept. Lesion boxes surround the connected parts of the masks. Masks
-and crops are opened, as only their pixels tell one from the other.
+points into the download. The official split is kept. Lesion boxes surround the connected parts of the masks.
+Masks and crops are opened, as only their pixels tell one from the other: whole films take a while.
 
 The licence is CC BY 3.0: cite Lee et al. 2017, Sci. Data 4:170177.
 """
@@ -50,7 +50,6 @@ LABELS = {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK
 PUBLISHED = {"patients": 1566, "films": 3103, "abnormalities": 3568, "test films": 645, "test abnormalities": 704}
 DICOM, JPEG = (".dcm",), (".jpg", ".jpeg")  # suffixes
 UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks, above 0.04 in crops
-STRETCH = 0.002  # by which the aspect of a mask may differ from its film's: rounding, not another film
 # ------------------------------------------------------------------------------------------------
 
 PICTURE = ["patient_id", "side", "view"]
@@ -164,8 +163,8 @@ def choose_image(places, index, crops):
 def find_lesion(places, index):
     """((height, width) of a mask, boxes, "") of a lesion, or (None, None, reason).
 
-    places: those of crop and mask, as in choose_image(). Of a mask in several files the union counts. boxes:
-    int (K, 4), x, y, width and height of its connected parts in pixels of the mask.
+    places: those of crop and mask, as in choose_image(). A mask may be in several files: their union counts.
+    boxes: int (K, 4), x, y, width and height of its connected parts, in pixels of the mask.
     """
     images, reason = read_images(find_images(places, index))
     masks = [pixels > pixels.max() / 2 for _, pixels, mask in images if mask]
@@ -186,10 +185,9 @@ def scale_boxes(boxes, mask, film):
     """
     if film is None:
         return [], "its film cannot be read"
-    vertical, horizontal = film[0] / mask[0], film[1] / mask[1]
-    if abs(vertical / horizontal - 1) > STRETCH:
+    if abs(mask[1] * film[0] - film[1] * mask[0]) > mask[0] + film[0]:  # more than sizes in whole pixels explain
         return [], f"its mask has {mask[1]} x {mask[0]} pixels, the film {film[1]} x {film[0]}"
-    scale = np.array([horizontal, vertical])
+    scale = np.array([film[1] / mask[1], film[0] / mask[0]])
     starts = np.floor(boxes[:, :2] * scale).astype(int)
     ends = np.minimum(np.ceil((boxes[:, :2] + boxes[:, 2:]) * scale), film[::-1]).astype(int)
     return [":".join(map(str, box)) for box in np.hstack([starts, ends - starts])], ""

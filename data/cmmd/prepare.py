@@ -35,8 +35,9 @@ FILMS = 5202  # images of the collection; 3744 show a breast of the table
 # ------------------------------------------------------------------------------------------------
 
 PATIENT = r"D[12]-\d{4}"  # as headers, folders and tables name patients
-TAGS = ["SOPInstanceUID", "PatientID", "ImageLaterality", "Laterality", "ViewCodeSequence"]
-VIEWS = {"399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO"}  # SNOMED codes, new and old
+TAGS = ["SOPInstanceUID", "PatientID", "ImageLaterality", "Laterality", "ViewCodeSequence", "ViewPosition"]
+VIEWS = {"399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO",  # codes of SNOMED, new and old
+         "CC": "CC", "MLO": "MLO"}  # as ViewPosition has it
 
 
 def read_breasts(path):
@@ -93,6 +94,7 @@ def read_film(path, download, folders):
     patients = sorted(name for name in names if re.fullmatch(PATIENT, name))
     side = str(header.get("ImageLaterality") or header.get("Laterality") or "").strip().lower()
     codes = [str(code.get("CodeValue", "")) for code in header.get("ViewCodeSequence") or []]
+    codes.append(str(header.get("ViewPosition") or ""))
     view = next((VIEWS[code] for code in codes if code in VIEWS), "")
 
     reason = ""
@@ -114,8 +116,9 @@ def read_films(paths, download, folders):
             print(f"reading headers: {number} of {len(paths)}", flush=True)
         rows.append((path, *read_film(path, download, folders)))
     films = pd.DataFrame(rows, columns=["path", "patient_id", "side", "view", "uid", "reason"])
-    copies = films["uid"].where(films["reason"] == "").dropna().duplicated()
-    films.loc[copies[copies].index, "reason"] = "a copy of another file: they have one SOPInstanceUID"
+    usable = films[films["reason"] == ""]
+    copies = usable.index[usable["uid"].duplicated()]
+    films.loc[copies, "reason"] = "a copy of another file: they have one SOPInstanceUID"
     return films
 
 

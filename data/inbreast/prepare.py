@@ -9,10 +9,12 @@ AllDICOMs and AllXML, anywhere below the download. Then
 writes labels.csv beside this file, and missing.csv where films are missing. Nothing is copied: labels.csv
 points into the download.
 
-The labels are no pathology: they are BI-RADS categories, the opinion of a radiologist. 2 (benign finding)
-becomes benign; 4 (suspicious), 5 (highly suggestive of malignancy) and 6 (known cancer) become malignant, as in
-papers. 1 (no finding), 3 (probably benign) and 0 (incomplete) are excluded. LABELS, below, decides. Patient, side
-and view are in the file name. Lesion boxes surround the masses and clusters of AllXML.
+The labels are no pathology: they are BI-RADS categories, the opinion of a radiologist. LABELS, below, maps them
+as papers do. Category 2 (benign finding) becomes benign. Categories 4 (suspicious), 5 (highly suggestive of
+malignancy) and 6 (known cancer) become malignant. Categories 1 (no finding), 3 (probably benign) and 0
+(incomplete) are excluded.
+
+Patient, side and view are in the file name. Lesion boxes surround the masses and clusters of AllXML.
 """
 import plistlib
 import re
@@ -73,7 +75,9 @@ def read_boxes(file, width, height, counts):
     counts: Counter of what became no box or was clipped; it is added to. Raises whatever is wrong with the file.
     """
     boxes = []
-    for roi in (roi for image in plistlib.loads(file.read_bytes())["Images"] for roi in image["ROIs"]):
+    images = plistlib.loads(file.read_bytes())["Images"]
+    rois = [roi for image in images for roi in image["ROIs"]]
+    for roi in rois:
         name = str(roi.get("Name", "")).strip()
         if name.lower() not in LESIONS:
             counts[f"annotations {name!r}, which become no box"] += 1
@@ -84,11 +88,12 @@ def read_boxes(file, width, height, counts):
         inside = points.clip(0, (width - 1, height - 1))
         outside = (points != inside).any(axis=1)
         if len(points) < 3 or outside.all():
-            counts["masses or clusters of less than 3 points or outside of their film, which become no box"] += 1
+            counts["masses or clusters of fewer than 3 points or outside of their film, which become no box"] += 1
             continue
         counts["points outside of their film, moved to its edge"] += int(outside.sum())
-        start, end = np.floor(inside.min(axis=0)).astype(int), np.floor(inside.max(axis=0)).astype(int) + 1
-        boxes.append(":".join(map(str, (*start, *end - start))))
+        start = np.floor(inside.min(axis=0)).astype(int)
+        size = np.floor(inside.max(axis=0)).astype(int) + 1 - start
+        boxes.append(":".join(map(str, (*start, *size))))
     return "|".join(boxes)
 
 

@@ -2,7 +2,8 @@
 
 films.py finds the films and their patients. reading.py turns one file into a 224 x 224 image, with dicom.py for
 DICOM. duplicates.py finds films that show the same picture. splits.py says who is trained on and tested on.
-results/ measures, draws and describes predictions. The other folders are collections, each with a prepare.py.
+results/ measures, draws and describes predictions. The other folders are collections, each with a prepare.py;
+preparing.py is what these share.
 """
 import contextlib
 import logging

@@ -32,6 +32,20 @@ def write_dicom(path, pixels, bits=12, syntax=None, **tags):
     return Path(path)
 
 
+@pytest.fixture
+def make_labels(tmp_path):
+    """Run the main() of a collection's prepare.py on a download; returns the text of tmp_path/data/labels.csv."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+
+    def run(collection, download, **options):
+        script = runpy.run_path(str(REPOSITORY / "data" / collection / "prepare.py"))
+        script["main"](download, folder=folder, **options)
+        return (folder / "labels.csv").read_text()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def phantoms():
     """The functions and constants of data/phantoms/prepare.py."""

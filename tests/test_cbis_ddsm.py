@@ -3,7 +3,6 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,41 +12,71 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY, write_dicom
 
+from data import UserError
+
 SCRIPT = REPOSITORY / "data" / "cbis_ddsm" / "prepare.py"
 FORMS = ("tcia classic", "tcia descriptive", "kaggle")
 PREPARE = runpy.run_path(str(SCRIPT))
 TABLES = {f"{kind}-{side}": f"{kind}_case_description_{name}_set.csv".lower() for kind in ("Mass", "Calc")
           for side, name in (("Training", "train"), ("Test", "test"))}
 # Abnormalities: film, number, pathology, how crop and mask lie (in one series or two, named the wrong way round or
-# not); then, by hand, label, split and type of the film. P_00002 has two lesions on one film, P_00004 a mass and a
-# calcification on one picture, and P_00008 stands in a test and a training table.
+# not) and what is odd about the mask (larger than the film, of another film, two parts, two files); then, by hand,
+# label, split and type of the film. P_00002 has three lesions on one film, P_00004 a mass and a calcification, and
+# P_00008 stands in a test and a training table.
 CASES = """
-Mass-Training_P_00001_LEFT_CC    1  MALIGNANT                apart             malignant  train       mass
-Mass-Training_P_00001_LEFT_MLO   1  MALIGNANT                apart-swapped     malignant  train       mass
-Mass-Training_P_00002_RIGHT_CC   1  BENIGN                   together          malignant  train       mass
-Mass-Training_P_00002_RIGHT_CC   2  MALIGNANT                together-swapped  malignant  train       mass
-Mass-Training_P_00003_LEFT_MLO   1  BENIGN_WITHOUT_CALLBACK  together          benign     train       mass
-Mass-Training_P_00004_RIGHT_MLO  1  BENIGN                   together          malignant  train       both
-Mass-Training_P_00005_LEFT_CC    1  BENIGN                   apart             benign     train       mass
-Mass-Test_P_00006_LEFT_CC        1  BENIGN                   together          benign     validation  mass
-Mass-Test_P_00007_RIGHT_MLO      1  MALIGNANT                apart-swapped     malignant  validation  mass
-Mass-Test_P_00008_LEFT_CC        1  MALIGNANT                together          malignant  train       mass
-Calc-Training_P_00004_RIGHT_MLO  1  MALIGNANT                together-swapped  malignant  train       both
-Calc-Training_P_00008_RIGHT_CC   1  BENIGN                   together          benign     train       calcification
-Calc-Training_P_00009_LEFT_MLO   1  MALIGNANT                together          malignant  train       calcification
-Calc-Training_P_00010_RIGHT_CC   1  BENIGN                   together-swapped  benign     train       calcification
-Calc-Test_P_00011_LEFT_CC        1  BENIGN_WITHOUT_CALLBACK  together          benign     validation  calcification
-Calc-Test_P_00012_RIGHT_MLO      1  MALIGNANT                together-swapped  malignant  validation  calcification
-Calc-Test_P_00013_LEFT_MLO       1  BENIGN                   together          benign     validation  calcification
-Calc-Test_P_00014_RIGHT_CC       1  MALIGNANT                apart             malignant  validation  calcification
+Mass-Training_P_00001_LEFT_CC    1  MALIGNANT                apart                 malignant  train  mass
+Mass-Training_P_00001_LEFT_MLO   1  MALIGNANT                apart-swapped-larger  malignant  train  mass
+Mass-Training_P_00002_RIGHT_CC   1  BENIGN                   together              malignant  train  mass
+Mass-Training_P_00002_RIGHT_CC   2  MALIGNANT                together-swapped      malignant  train  mass
+Mass-Training_P_00002_RIGHT_CC   3  MALIGNANT                apart                 malignant  train  mass
+Mass-Training_P_00003_LEFT_MLO   1  BENIGN_WITHOUT_CALLBACK  together-two          benign     train  mass
+Mass-Training_P_00004_RIGHT_MLO  1  BENIGN                   together              malignant  train  both
+Mass-Training_P_00005_LEFT_CC    1  BENIGN                   apart                 benign     train  mass
+Mass-Test_P_00006_LEFT_CC        1  BENIGN                   together              benign     test   mass
+Mass-Test_P_00007_RIGHT_MLO      1  MALIGNANT                apart-swapped         malignant  test   mass
+Mass-Test_P_00008_LEFT_CC        1  MALIGNANT                together              malignant  test   mass
+Calc-Training_P_00004_RIGHT_MLO  1  MALIGNANT                together-swapped      malignant  train  both
+Calc-Training_P_00008_RIGHT_CC   1  BENIGN                   together              benign     train  calcification
+Calc-Training_P_00009_LEFT_MLO   1  MALIGNANT                together              malignant  train  calcification
+Calc-Training_P_00010_RIGHT_CC   1  BENIGN                   together-swapped      benign     train  calcification
+Calc-Test_P_00011_LEFT_CC        1  BENIGN_WITHOUT_CALLBACK  together-split        benign     test   calcification
+Calc-Test_P_00012_RIGHT_MLO      1  MALIGNANT                together-swapped      malignant  test   calcification
+Calc-Test_P_00013_LEFT_MLO       1  BENIGN                   together              benign     test   calcification
+Calc-Test_P_00014_RIGHT_CC       1  MALIGNANT                apart-other           malignant  test   calcification
 """
 CASES = [line.split() for line in CASES.strip().splitlines()]
 FILMS, CROPS = {}, {}  # {name: the rest of its row in labels.csv}
+
+
+OTHER = {"Calc-Test_P_00014_RIGHT_CC_1": "its mask has 108 x 192 pixels, the film 72 x 96"}
+
+
+def make_blobs(name, how):
+    """The parts of a lesion on its film of 72 x 96 pixels: a mask each, by the name of the abnormality."""
+    rng, blobs = np.random.default_rng([*map(ord, name)]), []
+    for top, bottom in ((10, 38), (58, 86)):  # never touching
+        middle = rng.integers((10, top), (62, bottom)).tolist()
+        axes = rng.integers(3, 10, 2).tolist()
+        blobs.append(cv2.ellipse(np.zeros((96, 72), np.uint8), middle, axes, 0, 0, 360, 1, -1))
+    return blobs if "two" in how or "split" in how else blobs[:1]
+
+
+def name_box(blob):
+    """x:y:width:height of what is white."""
+    rows, columns = np.nonzero(blob)
+    return f"{columns.min()}:{rows.min()}:{np.ptp(columns) + 1}:{np.ptp(rows) + 1}"
+
+
 for film, number, pathology, _, label, split, kind in CASES:
     patient, side, view = re.search(r"(P_\d+)_(\w+)_(\w+)$", film).groups()
-    FILMS[film] = f"{label},{patient},{split},{side},{view},{kind}"
+    boxes = []
+    for name, lesion, text, how, *_ in CASES:
+        if name.endswith(f"_{patient}_{side}_{view}") and text.lower().startswith(label) and "other" not in how:
+            boxes += map(name_box, make_blobs(f"{name}_{lesion}", how))
+    boxes = "|".join(boxes)
+    FILMS[film] = f"{label},{patient},{split},{side.lower()},{view},{boxes},{kind}"
     label, kind = pathology.split("_")[0].lower(), {"Mass": "mass", "Calc": "calcification"}[film[:4]]
-    CROPS[f"{film}_{number}"] = f"{label},{patient},{split},{side},{view},{kind}"
+    CROPS[f"{film}_{number}"] = f"{label},{patient},{split},{side.lower()},{view},{kind}"
 
 
 def make_noise(rng, height, width):
@@ -56,14 +85,15 @@ def make_noise(rng, height, width):
     return (noise - noise.min()) / np.ptp(noise)
 
 
-def make_mask(rng, height=96, width=72):
-    """A white ellipse on black: uint8 (height, width)."""
-    middle, axes = (width // 2, height // 2), rng.integers(4, 20, 2).tolist()
-    return cv2.ellipse(np.zeros((height, width), np.uint8), middle, axes, 0, 0, 360, 255, -1)
+def make_masks(blobs, how):
+    """A mask in one file or two, of the film's size or another one: uint8 (H, W) of 0 and 1, each."""
+    parts = blobs if "split" in how else [np.maximum.reduce(blobs)]
+    height, width = (192, 144) if "larger" in how else (192, 108) if "other" in how else (96, 72)
+    return [cv2.resize(part, (width, height), interpolation=cv2.INTER_NEAREST) for part in parts]
 
 
 def make_cbis(folder, form):
-    """Write a small CBIS-DDSM download of one of the FORMS below `folder`: 17 films, 18 crops, 14 patients.
+    """Write a small CBIS-DDSM download of one of the FORMS below `folder`: 17 films, 19 crops, 14 patients.
 
     Returns where each image lies below `folder`: {name of a film, "<film>_1" of a crop, "<film>_1 mask": path}.
     """
@@ -77,8 +107,8 @@ def make_cbis(folder, form):
             "tcia descriptive": f"manifest/CBIS-DDSM/{subject}/08-29-2017-DDSM-NA-{study[-5:]}/"
                                 f"1.000000-{kind} images-{series[-5:]}/1-{number}.dcm",
         }.get(form, f"archive/jpeg/{series}/{number}-{100 + len(written):03d}.jpg")
-        if number == 2 and form == "tcia descriptive":  # in the folder of the first file, whatever that is called
-            place = list(written.values())[-1].replace("/1-1.dcm", "/1-2.dcm")
+        if number > 1 and form == "tcia descriptive":  # in the folder of the first file, whatever that is called
+            place = f"{list(written.values())[-1].rpartition('/')[0]}/1-{number}.dcm"
         written[name] = place
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         if form == "kaggle":
@@ -94,14 +124,16 @@ def make_cbis(folder, form):
             films[film] = next(uids)
             write(film, "film", make_noise(np.random.default_rng([*map(ord, film[-17:])]), 96, 72), films[film])
         subject = f"{film}_{number}"
-        rng = np.random.default_rng([*map(ord, subject)])
-        pixels = {"crop": np.clip(1.3 * make_noise(rng, 64, 48), 0, 1), "mask": make_mask(rng) / 255}
-        named, uid = {}, ""
+        crop = make_noise(np.random.default_rng([*map(ord, subject)]), 64, 48)
+        mask, *rest = make_masks(make_blobs(subject, how), how)
+        pixels, named, uid = {"crop": np.clip(1.3 * crop, 0, 1), "mask": mask}, {}, ""
         for position, part in enumerate(("mask", "crop") if len(written) % 4 else ("crop", "mask")):
             together = position if "together" in how else 0
             uid = uid if together else next(uids)
             write(subject + " mask" * (part == "mask"), part, pixels[part], uid, together + 1)
             named[part] = f"{subject}/{uid}0/{uid}/00000{together}.dcm"
+        for part in rest:  # of a mask in two files
+            write(f"{subject} mask 2", "mask", part, uid, 3)
         if "swapped" in how:
             named["crop"], named["mask"] = named["mask"], named["crop"]
         named["mask" if film.startswith("Mass") else "crop"] += "\n"  # within quotes, as in the real tables
@@ -126,21 +158,23 @@ def downloads(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(make_labels):
     """Run main() on a download; returns the text of labels.csv, which lands in tmp_path / "data"."""
-    (tmp_path / "data").mkdir()
+    return lambda download, crops=False: make_labels("cbis_ddsm", download, crops=crops)
 
-    def run(download, crops=False):
-        PREPARE["main"](download, crops, tmp_path / "data")
-        return (tmp_path / "data" / "labels.csv").read_text()
 
-    return run
+def read_missing(folder):
+    """{subject of an image: reason} of missing.csv."""
+    missing = pd.read_csv(folder / "data" / "missing.csv")
+    assert set(missing["table"]) <= set(TABLES.values())
+    return {path.split("/")[0]: reason for path, reason in missing[["path", "reason"]].to_numpy()}
 
 
 def expect(rows, written, folder, *left_out):
     """labels.csv as text, of FILMS or CROPS but for some images."""
     lines = [f"{folder}/{written[name]},{rest}" for name, rest in rows.items() if name not in left_out]
-    return "\n".join(["path,label,patient_id,split,side,view,type", *sorted(lines), ""])
+    box = "" if rows is CROPS else "lesion_box,"
+    return "\n".join([f"path,label,patient_id,split,side,view,{box}type", *sorted(lines), ""])
 
 
 @pytest.mark.parametrize("rows", [FILMS, CROPS], ids=["films", "crops"])
@@ -149,7 +183,9 @@ def test_every_form_gives_the_expected_table(run, downloads, tmp_path, form, row
     folder, written = downloads[form]
     before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
     assert run(folder, rows is CROPS) == run(folder, rows is CROPS) == expect(rows, written, folder.as_posix())
-    assert os.listdir(tmp_path / "data") == ["labels.csv"], "no missing.csv, nothing half written"
+    assert sorted(os.listdir(tmp_path / "data")) == ["labels.csv", "missing.csv"][: 1 + (rows is FILMS)]
+    if rows is FILMS:
+        assert read_missing(tmp_path) == OTHER
     assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
 
 
@@ -166,10 +202,13 @@ def test_paths_are_relative_below_the_table_and_links_are_followed_once(run, dow
 def test_what_is_printed(run, downloads, capsys):
     run(downloads["tcia classic"][0])
     printed = capsys.readouterr().out
-    for words in (r"{'patients': 14, 'films': 17, 'abnormalities': 18}, but published were {'patients': 1566,",
-                  r"\n1 patients stand in training and test .* validation has 1 films fewer",
-                  r"\n1 films stand in mass and calc tables", r"labels.csv: 17 films of 14 patients",
-                  r"train +4 +7\nvalidation +3 +3\n"):
+    for words in (r"{'patients': 14, 'films': 17, 'abnormalities': 19, 'test films': 7, 'test abnormalities': 7},"
+                  r" but published were {'patients': 1566, .*'test films': 645, 'test abnormalities': 704}\n",
+                  r"\n1 patients stand in training and test tables: .* excludes their 1 training films \(1 abnorm",
+                  r"\n1 films stand in several tables",
+                  r"\n1 of 17 films have no lesion_box; 1 masks cannot be used\n",
+                  r"labels.csv: 17 films of 14 patients", r"test +benign +3 +3\n +malignant +4 +4\n",
+                  r"train +benign +4 +4\n +malignant +6 +4\n", r"next: set DATA_DIR = .*/data\" at the top of"):
         assert re.search(words, printed)
 
 
@@ -185,20 +224,25 @@ def test_a_download_with_flaws(run, tmp_path, form, capsys):
     film.with_name(f"._{film.name}").write_bytes(b"macOS")
     film = film.rename(film.with_suffix(film.suffix.upper()))
     written["Calc-Test_P_00014_RIGHT_CC"] = film.relative_to(folder).as_posix()
-    twice, masks, broken, alone, gone = ([*CROPS][row] for row in (4, 10, 13, 6, 7))
+    twice, masks, broken, alone, gone = ([*CROPS][row] for row in (5, 11, 14, 7, 8))
     shutil.copy(folder / written[twice], folder / written[f"{twice} mask"])
     shutil.copy(folder / written[f"{masks} mask"], folder / written[masks])
     (folder / written[broken]).write_bytes(b"no image")
     for name in (alone, gone, f"{gone} mask"):
         (folder / written[name]).unlink()
     assert run(folder, True) == expect(CROPS, written, folder.as_posix(), twice, masks, broken, alone, gone)
-    assert "5 crops are missing: " in capsys.readouterr().out
-    missing = pd.read_csv(tmp_path / "data" / "missing.csv")[["path", "table", "reason"]]
-    reasons = {path.split("/")[0]: reason for path, _, reason in missing.to_numpy()}
-    assert reasons == {twice: "2 images that are no masks", masks: "only a mask", alone: "only a mask",
-                       broken: f"{Path(written[broken]).name} cannot be read", gone: "not in the download"}
-    assert run(folder) == expect(FILMS, written, folder.as_posix())
-    assert os.listdir(tmp_path / "data") == ["labels.csv"], "no film is missing"
+    assert "missing.csv: 5 images are missing or cannot be used" in capsys.readouterr().out
+    unreadable = f"{Path(written[broken]).name} cannot be read"
+    reasons = {twice: "2 images that are no masks", masks: "only a mask", alone: "only a mask", broken: unreadable,
+               gone: "not in the download"}
+    assert read_missing(tmp_path) == reasons
+
+    without = {twice: "no mask", broken: unreadable, gone: "not in the download"}
+    films = dict(FILMS)
+    for lesion in without:
+        films[lesion[:-2]] = re.sub(r"[\d:|]*:[\d:|]*", "", films[lesion[:-2]])
+    assert run(folder) == expect(films, written, folder.as_posix())
+    assert read_missing(tmp_path) == without | OTHER
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -209,7 +253,8 @@ def test_masks_are_told_from_crops(seed):
 
     rng = np.random.default_rng(seed)
     for height, width in ((64, 48), (400, 300), (2200, 1600)):
-        mask = make_mask(np.random.default_rng(seed), height, width)
+        mask, axes = np.zeros((height, width), np.uint8), np.random.default_rng(seed).integers(4, 20, 2).tolist()
+        mask = cv2.ellipse(mask, (width // 2, height // 2), axes, 0, 0, 360, 255, -1)
         assert PREPARE["is_mask"](mask // 255 * np.uint16(65535)), "as DICOM has it"
         assert all(PREPARE["is_mask"](compress(mask, quality)) for quality in (50, 75, 100))
         assert PREPARE["is_mask"](0 * mask), "an empty mask shows nothing either"
@@ -236,7 +281,7 @@ REFUSED = [  # what is done to a download of Kaggle's, and what the sentence say
     (lambda folder: (folder / TABLES["Mass-Test"]).write_text("another"), "differs between .*: keep one of them"),
     (lambda folder: next(folder.rglob(TABLES["Mass-Test"])).unlink(), "^mass_.* is missing: put it into .*data"),
     (lambda folder: make_cbis(folder / "tcia", "tcia classic"), "both the DICOM files and the JPEG copy"),
-    (lambda folder: shutil.rmtree(folder / "archive" / "jpeg"), r"(?s)none of the 18 crops.*\.dcm.*/jpeg/.*\.jpg"),
+    (lambda folder: shutil.rmtree(folder / "archive" / "jpeg"), r"(?s)none of the 19 crops.*\.dcm.*/jpeg/.*\.jpg"),
     (shutil.rmtree, r"^There is no folder .*download: name"),
 ]
 
@@ -246,25 +291,32 @@ def test_what_is_refused(run, tmp_path, change, words):
     make_cbis(tmp_path / "download", "kaggle")
     change(tmp_path / "download")
     (tmp_path / "data" / "labels.csv").write_text("of another run")
-    with pytest.raises(SystemExit, match=words):
+    with pytest.raises(UserError, match=words):
         run(tmp_path / "download", crops=True)
     assert (tmp_path / "data" / "labels.csv").read_text() == "of another run"
 
 
 def test_without_pydicom(run, downloads, monkeypatch):
-    """Whole films need none, crops do; the JPEG copy never does."""
+    """The JPEG copy needs none."""
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    run(downloads["tcia descriptive"][0])
-    run(downloads["kaggle"][0], crops=True)
-    with pytest.raises(SystemExit, match=r"^DICOM files need one more package: pip install pydicom$"):
-        run(downloads["tcia descriptive"][0], crops=True)
+    for crops in (False, True):
+        run(downloads["kaggle"][0], crops)
+        with pytest.raises(UserError, match=r"^DICOM files need one more package: pip install pydicom$"):
+            run(downloads["tcia descriptive"][0], crops)
 
 
-def test_the_command(downloads, tmp_path):
-    script, (folder, written) = shutil.copy(SCRIPT, tmp_path), downloads["kaggle"]
-    for status, words in (0, ""), (1, "labels.csv could not be made: "):
-        done = subprocess.run([sys.executable, script, folder, "--crops"], capture_output=True, text=True)
-        assert (done.returncode, done.stderr.count("\n")) == (status, status)
-        assert done.stderr.startswith(words)
-        assert (tmp_path / "labels.csv").read_text() == expect(CROPS, written, folder.as_posix())
-        (tmp_path / "labels.csv.part").mkdir(exist_ok=True)
+@pytest.mark.parametrize(("mask", "film", "agree"), [  # height and width; the large ones are of the collection
+    ((4386, 1789), (5041, 2056), True), ((4621, 2781), (5311, 3196), True), ((4688, 3088), (4624, 3056), False),
+    ((4624, 3080), (4640, 3072), False), ((96, 72), (110, 83), True), ((96, 72), (96, 72), True),
+    ((96, 72), (72, 96), False),
+])
+def test_masks_of_another_size_are_scaled_where_the_aspect_agrees(mask, film, agree):
+    boxes, reason = PREPARE["scale_boxes"](np.array([[7, 11, 20, 40]]), mask, film)
+    assert bool(boxes) == (reason == "") == agree
+    if agree:
+        x, y, width, height = map(int, boxes[0].split(":"))
+        vertical, horizontal = film[0] / mask[0], film[1] / mask[1]
+        assert x <= 7 * horizontal < x + 1
+        assert y <= 11 * vertical < y + 1
+        assert x + width - 1 < 27 * horizontal <= x + width
+        assert y + height - 1 < 51 * vertical <= y + height

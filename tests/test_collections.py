@@ -1,30 +1,51 @@
 """From a download of each collection, in each of its forms, to the first batch."""
 import runpy
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY
 from test_cbis_ddsm import make_cbis
+from test_cmmd import make_cmmd
+from test_inbreast import make_inbreast
 from test_mini_mias import make_mias
 from tiny import common, prepare
 
 FORMS = [
     ("mini_mias", "archive", "breast"), ("mini_mias", "folder", "lesion"), ("mini_mias", "folder", None),
-    ("cbis_ddsm", "tcia classic", "films"), ("cbis_ddsm", "tcia descriptive", "crops"),
-    ("cbis_ddsm", "kaggle", "films"), ("cbis_ddsm", "kaggle", "crops"),
+    ("cbis_ddsm", "tcia classic", "breast"), ("cbis_ddsm", "tcia descriptive", "crops"),
+    ("cbis_ddsm", "kaggle", "lesion"), ("cbis_ddsm", "kaggle", "crops"),
+    ("cmmd", "by patient", "breast"), ("cmmd", "by study", None),
+    ("inbreast", "release", "breast"), ("inbreast", "release", "lesion"),
 ]
+
+
+def make_download(collection, form, folder):
+    """A small download of a collection in one of its forms."""
+    if collection == "mini_mias":
+        return make_mias(folder, form)
+    if collection == "inbreast":
+        make_inbreast(folder)
+    else:
+        {"cbis_ddsm": make_cbis, "cmmd": make_cmmd}[collection](folder, form)
+    return folder
 
 
 def prepare_collection(collection, form, part, folder):
     """Make a small download and its labels.csv in `folder`; returns what to set DATA_DIR and CROP to."""
     script = runpy.run_path(str(REPOSITORY / "data" / collection / "prepare.py"))
+    download = make_download(collection, form, folder / "download")
     (folder / "data").mkdir()
     if collection == "mini_mias":
-        script["prepare"](make_mias(folder / "download", form), folder / "data")
-        return folder / "data", part
-    make_cbis(folder / "download", form)
-    script["main"](folder / "download", part == "crops", folder / "data")
-    return folder / "data", "breast" if part == "films" else None
+        script["prepare"](download, folder / "data")
+    elif part == "crops":
+        script["main"](download, True, folder / "data")
+        return folder / "data", None
+    else:
+        script["main"](download, folder=folder / "data")
+    return folder / "data", part
 
 
 @pytest.mark.parametrize(("collection", "form", "part"), FORMS)
@@ -44,3 +65,36 @@ def test_from_download_to_first_batch(tmp_path, collection, form, part):
         assert batch.shape[1:] == (224, 224, 3)
         assert len(batch) == len(labels) > 1
         assert min(np.std(image) for image in batch) > 5, "none is black"
+
+
+COMMANDS = [("mini_mias", "folder"), ("cbis_ddsm", "kaggle"), ("cmmd", "by series"), ("inbreast", "release")]
+
+
+@pytest.mark.parametrize(("collection", "form"), COMMANDS)
+def test_the_command(tmp_path, collection, form):
+    """In a process of its own, from another folder, with spaces in the path; the table is written whole or not."""
+    for file in (*REPOSITORY.glob("data/*.py"), REPOSITORY / "data" / collection / "prepare.py"):
+        copy = tmp_path / "program" / file.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    make_download(collection, form, tmp_path / "my films")
+    labels = copy.with_name("labels.csv")
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, copy, *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    done = run("my", "films")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f'set DATA_DIR = "data/{collection}" at the top of resnet50.py or vgg16.py\n')
+    text = labels.read_text()
+    assert str(tmp_path / "my films") in text
+
+    for place, words in (("nowhere", str(tmp_path / "nowhere")), ("my films", "labels.csv could not be made: ")):
+        failed = run(place)
+        assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+        assert words in failed.stderr
+        if labels.is_file():
+            assert labels.read_text() == text, "of the first run"
+            labels.unlink()
+            (labels / "in the way").mkdir(parents=True)
+    assert not list(labels.parent.glob(".*")), "nothing half written"

@@ -3,8 +3,6 @@ import io
 import os
 import runpy
 import shutil
-import subprocess
-import sys
 import tarfile
 import urllib.request
 from pathlib import Path
@@ -14,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
+
+from data import UserError
 
 PREPARE = REPOSITORY / "data" / "mini_mias" / "prepare.py"
 HEADER = b"P5\n1024 1024\n255\n"
@@ -47,8 +47,11 @@ mdb025 D CIRC B 700 810 90 > benign,mias_013,610:124:180:180
 mdb026 D NORM >
 """
 INFO = "".join(row.split(">")[0] + "\n" for row in ROWS.splitlines())
-TABLE = "path,label,patient_id,lesion_box\n" + "".join(
-    f"{row[:6]}.pgm,{row.split('> ')[1]}\n" for row in ROWS.splitlines() if "> " in row)
+TABLE = "path,label,patient_id,side,view,lesion_box\n"
+for row in ROWS.splitlines():
+    if "> " in row:
+        label, patient, box = row.split("> ")[1].split(",")
+        TABLE += f"{row[:6]}.pgm,{label},{patient},{'right' if row[5] in '13579' else 'left'},MLO,{box}\n"
 GREY = {"B": 200, "M": 250}  # of a lesion
 
 
@@ -108,10 +111,10 @@ def prepare(home):
         before = list_files(home)
         try:
             script(source, home)
-        except SystemExit as stop:
-            assert "\n" not in stop.code
+        except UserError as error:
+            assert "\n" not in str(error)
             assert list_files(home) == before, "what is there stays as it is"
-            return stop.code
+            return str(error)
         return (home / "labels.csv").read_text()
 
     return run
@@ -128,7 +131,8 @@ def test_every_form_gives_the_table_and_is_only_read(prepare, collections, home,
     printed = capsys.readouterr().out
     assert "18 films, 15 with a finding; 0 missing" in printed, "normal films are not needed"
     assert "no circle: mdb007 mdb009\n" in printed
-    assert "{'benign': 7, 'malignant': 8, 'patients': 13} of {'benign': 63, 'malignant'" in printed
+    assert "outside of the breast" not in printed
+    assert "{'benign': 7, 'malignant': 8, 'patients': 13}, but published were {'benign': 63, 'mal" in printed
 
 
 def test_boxes_show_the_lesions(prepare, collections):
@@ -164,9 +168,9 @@ CASES = {  # what is done to the folder, and the table or sentence that comes of
     "capitals": (rename, TABLE.replace("mdb001.pgm", "MDB001.PGM")),
     "a byte-order mark and CRLF": (edit(PROSE, "\ufeff" + PROSE.replace("\n", "\r\n")), TABLE),
     "a circle outside": (edit(FIRST, "mdb001 G CIRC B 1200 400 100"), TABLE.replace(BOX, "")),
-    "missing films": (keep("mdb002", "mdb004"), "2 films, 1 with a finding; 14 missing: mdb001 mdb005 "),
-    "normal films alone": (keep("mdb002", "mdb003"), "none of the films that have a benign or malignant finding"),
-    "a long header": (write("mdb004.pgm", b"P5\n# scan\n1024 1024\n255\n" + bytes(2**20)), TABLE),
+    "missing films": (keep("mdb002", "mdb004"), "2 films, 1 with a finding; 14 missing"),
+    "normal films alone": (keep("mdb002", "mdb003"), "No films were found for labels.csv"),
+    "a long header": (write("mdb004.pgm", b"P5\n# scan\n1024 1024\n255\n" + bytes(range(256)) * 4096), TABLE),
     "a film twice": (lambda home: shutil.copytree(home, home / "copy"), "are the same film: remove one of them"),
     **{row: (edit(FIRST, row), f"Info.txt, line {PROSE.count(chr(10)) + 1}, has to look like")
        for row in ("mdb001 G CIRC X 5 4 1", "mdb001 G CIRC B 500 400", "mdb001 G CIRC B 500 -4 100", "mdb001")},
@@ -218,13 +222,36 @@ def test_the_download(prepare, collections, home, monkeypatch):
     assert sorted(os.listdir(home)) == ["films", "labels.csv"]
 
 
-def test_the_command(collections, tmp_path):
-    """In a process of its own, from another folder, with spaces in the path; the table is written whole or not."""
-    script = shutil.copy(PREPARE, tmp_path)
-    shutil.copytree(collections["folder"], tmp_path / "my films")
-    for status, words in (0, ""), (1, "labels.csv could not be made: "):
-        run = subprocess.run([sys.executable, script, "my", "films"], cwd=tmp_path, capture_output=True, text=True)
-        assert (run.returncode, run.stderr.count("\n")) == (status, status)
-        assert run.stderr.startswith(words)
-        assert (tmp_path / "labels.csv").read_text() == TABLE.replace("mdb", "my films/mdb")
-        (tmp_path / "labels.csv.part").mkdir(exist_ok=True)
+def test_missing_films_are_listed(prepare, collections, home):
+    for file in collections["folder"].iterdir():
+        (home / file.name).symlink_to(file)
+    (home / "mdb004.pgm").unlink()
+    assert prepare() == "".join(row for row in TABLE.splitlines(keepends=True) if not row.startswith("mdb004"))
+    assert (home / "missing.csv").read_text() == "path,reason\nmdb004.pgm,not in the download\n"
+    (home / "mdb004.pgm").symlink_to(collections["folder"] / "mdb004.pgm")
+    assert prepare() == TABLE
+    assert not (home / "missing.csv").exists(), "that of the earlier run is gone"
+
+
+def test_labels_are_written_whole_or_not_at_all(prepare, collections, home, monkeypatch):
+    def break_off(_, path, **__):
+        Path(path).write_text("path,la")
+        raise OSError("no space left")
+
+    table = prepare(collections["folder"])
+    monkeypatch.setattr(pd.DataFrame, "to_csv", break_off)
+    with pytest.raises(OSError, match="no space left"):
+        prepare(collections["folder"])
+    assert (home / "labels.csv").read_text() == table
+    assert os.listdir(home) == ["labels.csv"]
+
+
+@pytest.mark.parametrize(("x", "outside"), [(512, False), (230, False), (150, True), (60, True)])
+def test_boxes_outside_of_the_breast_are_named(prepare, home, x, outside, capsys):
+    """The breast is a disc that reaches from the right edge to column 200; the lesion is 80 pixels wide."""
+    pixels = np.zeros((1024, 1024), np.uint8)
+    cv2.circle(pixels, (1023, 512), 823, 150, -1)
+    (home / "mdb004.pgm").write_bytes(HEADER + pixels.tobytes())
+    (home / "Info.txt").write_text(f"mdb004 D MISC M {x} 512 40\n")
+    prepare()
+    assert ("outside of the breast, as Info.txt has it: mdb004\n" in capsys.readouterr().out) == outside

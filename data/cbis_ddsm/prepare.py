@@ -5,29 +5,36 @@ Get the images from TCIA (https://www.cancerimagingarchive.net/collection/cbis-d
 from TCIA (Kaggle has them in csv/). Leave everything as it comes, with the tables anywhere below the download
 or beside this file. Then
 
-    python data/cbis_ddsm/prepare.py DOWNLOAD            whole films
+    python data/cbis_ddsm/prepare.py DOWNLOAD            whole films, with the boxes of their lesions
     python data/cbis_ddsm/prepare.py DOWNLOAD --crops    abnormalities, as the collection cuts them out
 
 writes labels.csv beside this file, and missing.csv where images are missing. Nothing is copied: labels.csv
-points into the download. Crops are opened, as only their pixels tell them from the masks beside them.
+points into the download. The official split is kept. Lesion boxes surround the connected parts of the masks.
+Masks and crops are opened, as only their pixels tell one from the other: whole films take a while.
 
 The licence is CC BY 3.0: cite Lee et al. 2017, Sci. Data 4:170177.
 """
-import argparse
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
+from data import UserError, preparing  # noqa: E402
+from data.films import absolute  # noqa: E402
+
 # ------------------------------------------------------------------------------------------------
-TABLES = {  # the official ones, and the side of the split that their patients go to
+TABLES = {  # the official ones, and the set that their films are in
     "mass_case_description_train_set.csv": "train",
-    "mass_case_description_test_set.csv": "validation",
+    "mass_case_description_test_set.csv": "test",
     "calc_case_description_train_set.csv": "train",
-    "calc_case_description_test_set.csv": "validation",
+    "calc_case_description_test_set.csv": "test",
 }
 COLUMNS = {  # of these tables, which write some with underscores, and what they are called here
     "patient id": "patient_id",
@@ -40,75 +47,48 @@ COLUMNS = {  # of these tables, which write some with underscores, and what they
     "roi mask file path": "mask",
 }
 LABELS = {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"}
-PUBLISHED = {"patients": 1566, "films": 3103, "abnormalities": 3568}
-KINDS = {".csv": "tables", ".dcm": "DICOM", ".jpg": "JPEG", ".jpeg": "JPEG"}
+PUBLISHED = {"patients": 1566, "films": 3103, "abnormalities": 3568, "test films": 645, "test abnormalities": 704}
+DICOM, JPEG = (".dcm",), (".jpg", ".jpeg")  # suffixes
 UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks, above 0.04 in crops
 # ------------------------------------------------------------------------------------------------
 
-HERE = Path(__file__).resolve().parent
+PICTURE = ["patient_id", "side", "view"]
 
 
-def list_files(download):
-    """Sorted paths of the files that may matter: {"tables", "DICOM", "JPEG": list}. Links are followed, once."""
-    files, seen = {kind: [] for kind in KINDS.values()}, set()
-    for folder, below, names in os.walk(download, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        below.sort()
-        for name in names:
-            kind = KINDS.get(os.path.splitext(name)[1].lower())
-            if kind and not name.startswith("."):
-                files[kind].append(Path(folder, name))
-    return {kind: sorted(paths) for kind, paths in files.items()}
-
-
-def read_tables(paths, folder):
+def read_tables(files, folder):
     """All rows of the four tables, one per abnormality: the values of COLUMNS, table, label, split; all str."""
     parts = []
     for name, split in TABLES.items():
-        path, *copies = [path for path in paths if path.name == name] or [folder / name]
-        if any(copy.read_bytes() != path.read_bytes() for copy in copies):
-            sys.exit(f"{name} differs between {', '.join(map(str, (path, *copies)))}: keep one of them.")
-        try:
-            part = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except FileNotFoundError:
-            sys.exit(f"{name} is missing: put it into {folder}, or anywhere below the download.")
-        except ValueError as error:
-            sys.exit(f"{path} cannot be read as a table ({error}): get it anew.")
-        part.columns = part.columns.str.strip().str.lower().str.replace("_", " ")
-        if missing := [column for column in COLUMNS if column not in part]:
-            sys.exit(f"{path} has no column {' and no column '.join(missing)}: get it anew.")
-        part = part[list(COLUMNS)].rename(columns=COLUMNS).apply(lambda column: column.str.strip())
+        path = preparing.find_table(files, folder, name)
+        part = preparing.read_table(path, COLUMNS)
         if wrong := sorted(set(part["pathology"]) - set(LABELS)):
-            sys.exit(f"{path}: the pathology {wrong} is unknown, it has to be one of {', '.join(LABELS)}.")
-        parts.append(part.assign(table=name, split=split, label=part["pathology"].map(LABELS)))
+            raise UserError(f"{path}: the pathology {wrong} is unknown, it has to be one of {', '.join(LABELS)}.")
+        side = part["side"].str.lower().map(preparing.SIDES).fillna("")
+        parts.append(part.assign(table=name, split=split, label=part["pathology"].map(LABELS), side=side))
     return pd.concat(parts, ignore_index=True)
 
 
-def merge_tables(table, crops):
-    """The rows of what has to be found: abnormalities for `crops`, otherwise films.
+def report_tables(table):
+    """Print the counts of the official tables, and who stands in the training and in the test tables."""
+    test = table[table["split"] == "test"]
+    counts = [*table[["patient_id", "film"]].nunique(), len(table), test["film"].nunique(), len(test)]
+    preparing.compare_counts("tables", dict(zip(PUBLISHED, counts, strict=True)), PUBLISHED)
+    both = table[(table["split"] == "train") & table["patient_id"].isin(test["patient_id"])]
+    print(f"{both['patient_id'].nunique()} patients stand in training and test tables: a run keeps their test"
+          f" films and excludes their {both['film'].nunique()} training films ({len(both)} abnormalities)")
 
-    A film is malignant where one of its lesions is, whichever table has it. A patient in training and
-    test tables goes to training, whole.
+
+def list_films(table):
+    """The films of the tables: a row each, with the label and the type of all their lesions.
+
+    A film is malignant where one of its lesions is, whichever table has it.
     """
-    patients, films = table[["patient_id", "film"]].nunique()
-    counts = {"patients": patients, "films": films, "abnormalities": len(table)}
-    print(f"tables: {counts},", "as published" if counts == PUBLISHED else f"but published were {PUBLISHED}")
-    train = table["patient_id"].isin(table["patient_id"][table["split"] == "train"])
-    moved = table[train & (table["split"] == "validation")]
-    print(f"{moved['patient_id'].nunique()} patients stand in training and test tables: all of theirs goes to"
-          f" train, so validation has {moved['film'].nunique()} films fewer than the official test side")
-    table = table.assign(split=np.where(train, "train", "validation"))
-    if crops:
-        return table
-    pictures = table.groupby(["patient_id", "side", "view"])
-    print(f"{(pictures['film'].nunique() > 1).sum()} films stand in mass and calc tables, as two files of one"
+    pictures = table.groupby(PICTURE)
+    print(f"{(pictures['film'].nunique() > 1).sum()} films stand in several tables, as two files of one"
           " picture each: both files are kept, labelled by the lesions of both")
     several = pictures["type"].transform("nunique") > 1
-    table = table.assign(label=pictures["label"].transform("max"), type=table["type"].mask(several, "both"))
-    return table.drop_duplicates("film")
+    films = table.assign(label=pictures["label"].transform("max"), type=table["type"].mask(several, "both"))
+    return films.drop_duplicates("film")
 
 
 def index_images(paths, download, places):
@@ -120,15 +100,20 @@ def index_images(paths, download, places):
     return index
 
 
+def find_images(places, index):
+    """The images in the series that the paths of a table name, or else below their subjects: sorted Paths."""
+    parts = [place.split("/") for place in places]
+    for names in {part[-2:][0] for part in parts}, {part[0] for part in parts}:
+        if paths := sorted({path for name in names for path in index.get(name, ())}):
+            return paths
+    return []
+
+
 def read_pixels(path):
     """The pixels of an image: (H, W), uint8 or uint16. Raises whatever is wrong with the file."""
-    if KINDS[path.suffix.lower()] == "JPEG":
+    if path.suffix.lower() in JPEG:
         return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
-    try:
-        import pydicom
-    except ModuleNotFoundError:
-        sys.exit("DICOM files need one more package: pip install pydicom")
-    return pydicom.dcmread(path).pixel_array
+    return preparing.import_pydicom().dcmread(path).pixel_array
 
 
 def is_mask(pixels):
@@ -144,77 +129,139 @@ def is_mask(pixels):
     return bool(grey.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * grey.var())
 
 
+def read_images(paths):
+    """([(Path, pixels, whether it is a mask)], "") of some images, or ([], reason)."""
+    images = []
+    for path in paths:
+        try:
+            pixels = read_pixels(path)
+            images.append((path, pixels, is_mask(pixels)))
+        except UserError:
+            raise
+        except Exception:  # OpenCV and pydicom raise whatever the file leads them to
+            return [], f"{path.name} cannot be read"
+    return images, "" if images else "not in the download"
+
+
 def choose_image(places, index, crops):
     """(path, "") of the film or crop that the paths of a row name, (its place, reason) where that is not clear.
 
     places: that of the film; or those of crop and mask, which may be swapped, or lie in one series.
     """
-    parts = [place.split("/") for place in places]
-    for names in {part[-2:][0] for part in parts}, {part[0] for part in parts}:  # of series, or else of subjects
-        if paths := sorted({path for name in names for path in index.get(name, ())}):
-            break
+    paths = find_images(places, index)
     if len(paths) == 1 and not crops:
         return paths[0], ""
-    sizes = {}
-    for path in paths:
-        try:
-            pixels = read_pixels(path)
-            if not is_mask(pixels):
-                sizes[path] = pixels.size
-        except Exception:  # OpenCV and pydicom raise whatever the file leads them to
-            return Path(places[0]), f"{path.name} cannot be read"
+    images, reason = read_images(paths)
+    sizes = {path: pixels.size for path, pixels, mask in images if not mask}
     if not sizes:
-        return Path(places[0]), "only a mask" if paths else "not in the download"
+        return Path(places[0]), reason or "only a mask"
     if crops and len(sizes) > 1:
         return Path(places[0]), f"{len(sizes)} images that are no masks"
     return max(sizes, key=sizes.get), ""
 
 
-def main(download=HERE, crops=False, folder=HERE):
+def find_lesion(places, index):
+    """((height, width) of a mask, boxes, "") of a lesion, or (None, None, reason).
+
+    places: those of crop and mask, as in choose_image(). A mask may be in several files: their union counts.
+    boxes: int (K, 4), x, y, width and height of its connected parts, in pixels of the mask.
+    """
+    images, reason = read_images(find_images(places, index))
+    masks = [pixels > pixels.max() / 2 for _, pixels, mask in images if mask]
+    if not masks:
+        return None, None, reason or "no mask"
+    if len({mask.shape for mask in masks}) > 1:
+        return None, None, "its masks differ in size"
+    union = np.logical_or.reduce(masks).astype(np.uint8)
+    _, _, parts, _ = cv2.connectedComponentsWithStats(union)
+    boxes = parts[1:, :4]  # the first part is the black around them
+    return (union.shape, boxes, "") if len(boxes) else (None, None, "its mask is empty")
+
+
+def scale_boxes(boxes, mask, film):
+    """(["x:y:width:height", ...] in pixels of a film, ""), or ([], reason) where the mask is of another film.
+
+    boxes: as in find_lesion(); mask, film: their (height, width), that of a film None where it cannot be read.
+    """
+    if film is None:
+        return [], "its film cannot be read"
+    if abs(mask[1] * film[0] - film[1] * mask[0]) > mask[0] + film[0]:  # more than sizes in whole pixels explain
+        return [], f"its mask has {mask[1]} x {mask[0]} pixels, the film {film[1]} x {film[0]}"
+    scale = np.array([film[1] / mask[1], film[0] / mask[0]])
+    starts = np.floor(boxes[:, :2] * scale).astype(int)
+    ends = np.minimum(np.ceil((boxes[:, :2] + boxes[:, 2:]) * scale), film[::-1]).astype(int)
+    return [":".join(map(str, box)) for box in np.hstack([starts, ends - starts])], ""
+
+
+def look_up(function, rows, what):
+    """[function(row) for each row], several at a time; prints how far it is."""
+    results = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and OpenCV release Python's lock
+        for result in pool.map(function, rows):
+            if len(results) % 500 == 0:
+                print(f"looking up {what}: {len(results)} of {len(rows)}", flush=True)
+            results.append(result)
+    return results
+
+
+def find_boxes(films, table, index):
+    """(lesion_box of each film, table of the lesions that have no box: path, table, reason).
+
+    films: rows of list_films() with path, a Path. Only lesions that make the label have boxes: the benign one of a
+    malignant film is no place to look for cancer.
+    """
+    lesions = table[table["label"] == table.groupby(PICTURE)["label"].transform("max")]
+    masks = look_up(partial(find_lesion, index=index), lesions[["crop", "mask"]].to_numpy(), "masks")
+    lesions = lesions.assign(found=masks)
+    pictures = dict(list(lesions.groupby(PICTURE)))
+    boxes, without = [], []
+    for film in films.itertuples():
+        shape, parts = preparing.read_shape(film.path), []
+        for lesion in pictures[film.patient_id, film.side, film.view].itertuples():
+            mask, outlines, reason = lesion.found
+            if not reason:
+                scaled, reason = scale_boxes(outlines, mask, shape)
+                parts += scaled
+            if reason:
+                without.append((lesion.mask, lesion.table, reason))
+        boxes.append("|".join(parts))
+    return boxes, pd.DataFrame(without, columns=["path", "table", "reason"]).drop_duplicates()
+
+
+def main(download="", crops=False, folder=HERE):
     """Write labels.csv to `folder`, and missing.csv where images are missing; returns the labels."""
-    download, folder = (Path(os.path.abspath(os.path.expanduser(path))) for path in (download, folder))
-    if not download.is_dir():
-        sys.exit(f"There is no folder {download}: name the folder of the download.")
-    files = list_files(download)
-    table = merge_tables(read_tables(files["tables"], folder), crops)
-    what, columns = ("crops", ["crop", "mask"]) if crops else ("films", ["film"])
-    places = table[columns].to_numpy()
-    dicom, jpeg = (index_images(files[kind], download, places.ravel()) for kind in ("DICOM", "JPEG"))
+    download, folder = preparing.find_download(download, folder), absolute(folder)
+    files = preparing.list_files(download)
+    table = read_tables(files, folder)
+    report_tables(table)
+    rows, columns = (table, ["crop", "mask"]) if crops else (list_films(table), ["film"])
+    what = "crops" if crops else "films"
+    places = table[["film", "crop", "mask"]].to_numpy().ravel()
+    dicom, jpeg = ([path for path in files if path.suffix.lower() in suffixes] for suffixes in (DICOM, JPEG))
+    dicom, jpeg = index_images(dicom, download, places), index_images(jpeg, download, places)
     if dicom and jpeg:
-        sys.exit(f"{download} holds both the DICOM files and the JPEG copy: name the folder of one of them.")
-    paths, reasons = [], []
-    for number, row in enumerate(places):
-        if number % 500 == 0:
-            print(f"looking up {what}: {number} of {len(places)}", flush=True)
-        path, reason = choose_image(row, dicom or jpeg, crops)
-        paths.append((path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix())
-        reasons.append(reason)
-    table = table.assign(path=paths, reason=reasons)
-    labels, missing = (table[(table["reason"] == "") == found].sort_values("path") for found in (True, False))
+        raise UserError(f"{download} holds both the DICOM files and the JPEG copy: name the folder of one.")
+    index = dicom or jpeg
+    chosen = look_up(partial(choose_image, index=index, crops=crops), rows[columns].to_numpy(), what)
+    rows = rows.assign(path=[path for path, _ in chosen], reason=[reason for _, reason in chosen])
+    labels, missing = rows[rows["reason"] == ""], rows[rows["reason"] != ""]
     if labels.empty:
-        sys.exit(f"""{download} holds none of the {len(table)} {what}. Two layouts are known:
+        raise UserError(f"""{download} holds none of the {len(rows)} {what}. Two layouts are known:
   TCIA    .../Calc-Test_P_00038_LEFT_CC/<study>/<series>/*.dcm
   Kaggle  .../jpeg/<uid of the series>/*.jpg""")
-    labels = labels[["path", "label", "patient_id", "split", "side", "view", "type"]]
-    labels.to_csv(folder / "labels.csv.part", index=False, lineterminator="\n")
-    os.replace(folder / "labels.csv.part", folder / "labels.csv")
-    (folder / "missing.csv").unlink(missing_ok=True)
-    if len(missing):
-        missing[["path", "table", "reason"]].to_csv(folder / "missing.csv", index=False, lineterminator="\n")
-        print(f"{len(missing)} {what} are missing: {folder / 'missing.csv'} lists them and says why")
-    print(f"{folder / 'labels.csv'}: {len(labels)} {what} of {labels['patient_id'].nunique()} patients")
-    counts = pd.crosstab(labels["split"], labels["label"])
-    print(counts.reindex(index=["train", "validation"], columns=["benign", "malignant"], fill_value=0))
-    crop = " and CROP = None, as these are cut out already," if crops else ""
-    print(f'next: set DATA_DIR = "data/cbis_ddsm"{crop} at the top of resnet50.py or vgg16.py')
+
+    if not crops:
+        boxes, without = find_boxes(labels, table, index)
+        labels, missing = labels.assign(lesion_box=boxes), pd.concat([missing, without])
+        print(f"{boxes.count('')} of {len(labels)} films have no lesion_box; {len(without)} masks cannot be used")
+    labels = labels.assign(path=[preparing.name_path(path, folder) for path in labels["path"]])
+    missing = missing.assign(path=missing["path"].map(str))
+    known = ["path", "label", "patient_id", "split", "side", "view", "lesion_box", "type"]
+    labels = labels[[column for column in known if column in labels]]
+    advice = " and CROP = None, as these are cut out already," if crops else ""
+    preparing.write_labels(labels, missing[["path", "table", "reason"]], folder, what, advice)
     return labels
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make labels.csv for CBIS-DDSM; the top of this file says more.")
-    parser.add_argument("download", metavar="DOWNLOAD", nargs="?", default=HERE, help="the folder of the download")
-    parser.add_argument("--crops", action="store_true", help="the abnormalities that are cut out, not whole films")
-    try:
-        main(**vars(parser.parse_args()))
-    except OSError as error:  # no right to read or write, a full disk
-        sys.exit(f"labels.csv could not be made: {error}")
+    preparing.run(main, __doc__, crops="the abnormalities that are cut out, not whole films")

@@ -9,24 +9,32 @@ Pass the folder with the films (mdb001.pgm ...) and Info.txt, or all-mias.tar.gz
 to data/mini_mias/films. Without either, the script takes what lies in data/mini_mias, or downloads the archive.
 """
 import os
-import re
 import shutil
 import sys
 import tempfile
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
+from data import UserError, preparing  # noqa: E402
+from data.films import absolute  # noqa: E402
+from data.reading import find_breast, read_boxes  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 URL = "http://peipa.essex.ac.uk/pix/mias/all-mias.tar.gz"
 TIMEOUT = 20  # seconds without an answer
 SIZE = 1024  # pixels of a film, both ways, 8 bits each
 WHOLE = {"benign": 63, "malignant": 52, "patients": 108}  # films with a finding, and whose they are
+INSIDE = 0.1  # share of a lesion box that has to lie on the breast; 0 in two films, above 0.5 in the others
 # ------------------------------------------------------------------------------------------------
 
-HERE = Path(__file__).resolve().parent
+FILM = r"(mdb\d{3})\.pgm"
 LABELS = {"b": "benign", "m": "malignant"}  # the letters of Info.txt
+SIDES = {0: "left", 1: "right"}  # of even and odd film numbers, as Info.txt says; all films are MLO views
 ROW = (  # of Info.txt; some lack the circle, or have a note for it
     r"^(?P<film>mdb\d{3})\s+[fgd]\s+(?:norm|(?:calc|circ|spic|misc|arch|asym)\s+(?P<severity>[bm])"
     r"(?:\s+(?P<x>\d+)\s+(?P<y>\d+)\s+(?P<radius>\d+)|\s+\*note\s+\d\*)?)$")
@@ -39,32 +47,43 @@ def make_box(x, y, radius):
     return f"{left}:{top}:{width}:{height}" if width > 0 and height > 0 else ""
 
 
+def find_empty_boxes(breast, boxes):
+    """Those of the boxes that lie outside of the breast, in the black of the film.
+
+    breast: (H, W) of 0 and 1, of find_breast(); boxes: int (K, 4), x, y, width and height in pixels of the film.
+    """
+    shares = [breast[y : y + height, x : x + width].mean() for x, y, width, height in boxes]
+    return boxes[np.array(shares, float) < INSIDE]
+
+
 def read_info(file):
-    """Table of the films with a finding in Info.txt: film, label, patient_id, lesion_box."""
+    """Table of the films with a finding in Info.txt: film, label, lesion_box, patient_id, side, view."""
     lines = pd.Series(file.read_text("utf-8-sig", errors="replace").lower().splitlines()).str.strip()
     rows = lines.str.extract(ROW)  # nothing of what is prose
     wrong = lines[lines.str.match(r"mdb\d") & rows["film"].isna()]
     for number, line in wrong.items():
-        sys.exit(f"{file}, line {number + 1}, has to look like 'mdb001 G CIRC B 535 425 197', but is {line!r}")
+        raise UserError(f"{file}, line {number + 1}, has to look like 'mdb001 G CIRC B 535 425 197', but is"
+                        f" {line!r}")
     # only findings that make the label: the benign one of a malignant film is no place to look for cancer
     rows = rows[rows["severity"] == rows.groupby("film")["severity"].transform("max")]
     circles = rows[["x", "y", "radius"]].fillna("0").astype(int).to_numpy()
     rows = rows.assign(label=rows["severity"].map(LABELS), box=[make_box(*circle) for circle in circles])
     films = rows.groupby(["film", "label"], as_index=False)
     table = films.agg(lesion_box=("box", lambda boxes: "|".join(filter(None, boxes))))
-    numbers = (table["film"].str[3:].astype(int) + 1) // 2  # films 1 and 2, 3 and 4 ... are of one patient
-    return table.assign(patient_id=numbers.map("mias_{:03d}".format))
+    numbers = table["film"].str[3:].astype(int)
+    patients = (numbers + 1) // 2  # films 1 and 2, 3 and 4 ... are of one patient
+    sides = (numbers % 2).map(SIDES)
+    return table.assign(patient_id=patients.map("mias_{:03d}".format), side=sides, view="MLO")
 
 
 def read_collection(folder, source):
     """({"mdb001": path, ...}, table of Info.txt) of a folder and the folders in it; `source` is for errors."""
-    paths, films = sorted([*folder.glob("*"), *folder.glob("*/*")]), {}
-    for path in (path for path in paths if re.fullmatch(r"mdb\d{3}\.pgm", path.name.lower())):
-        if films.setdefault(path.stem.lower(), path) != path:
-            sys.exit(f"{films[path.stem.lower()]} and {path} are the same film: remove one of them.")
-    infos = [path for path in paths if path.name.lower() == "info.txt"]
+    files = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    films = preparing.name_files(files, FILM)
+    infos = [path for path in files if path.name.lower() == "info.txt"]
     if not films or not infos:
-        sys.exit(f"{source} holds no {'Info.txt' if films else 'film (mdb001.pgm ...)'}: both have to be in it.")
+        lacking = "Info.txt" if films else "film (mdb001.pgm ...)"
+        raise UserError(f"{source} holds no {lacking}: both have to be in it.")
     return films, read_info(infos[0])
 
 
@@ -79,47 +98,54 @@ def unpack(archive, folder):
                 file.write_bytes(urllib.request.urlopen(URL, timeout=TIMEOUT).read())
             shutil.unpack_archive(file, films, "tar", filter="data")  # whatever it is compressed with
         except Exception as error:  # the network and damaged archives raise whatever they come to
-            sys.exit(f"{archive} cannot be unpacked ({error}): get the archive from elsewhere and pass its path.")
+            raise UserError(f"{archive} cannot be unpacked ({error}): get the archive from elsewhere and pass its"
+                            " path.") from error
         read_collection(films, archive)
         os.replace(films, folder / "films")
 
 
 def find_source(source, folder):
     """The folder of the films: `source` itself, or folder/films, filled where it is missing."""
-    source = Path(source or folder).expanduser().resolve()
+    source = absolute(source or folder).resolve()
     if any(source.glob("mdb*")) or any(source.glob("*/mdb*")):
         return source
     archive = source if source.is_file() else next(source.glob("all-mias.tar.?z"), None)
     if not archive and source != folder:
-        sys.exit(f"{source} holds neither films (mdb001.pgm ...) nor all-mias.tar.gz: pass the folder that does.")
+        raise UserError(f"{source} holds neither films (mdb001.pgm ...) nor all-mias.tar.gz: pass the folder that"
+                        " does.")
     if not (folder / "films").exists():
         unpack(archive or URL, folder)
     return folder / "films"
+
+
+def has_empty_box(path, lesion_box):
+    """Whether a lesion box of a film lies outside of the breast."""
+    pixels = np.fromfile(path, np.uint8)[-(SIZE**2) :].reshape(SIZE, SIZE)  # the header is at the start
+    return len(find_empty_boxes(find_breast(pixels, 8), read_boxes(lesion_box))) > 0
 
 
 def prepare(source="", folder=HERE):
     """Write folder/labels.csv for the films in `source`, a folder or archive; returns the table."""
     source = find_source(source, folder)
     films, table = read_collection(source, source)
-    missing = [film for film in table["film"] if film not in films]
-    table = table[~table["film"].isin(missing)]
-    if table.empty:
-        sys.exit(f"{source} holds none of the films that have a benign or malignant finding in Info.txt.")
+    found = table["film"].isin(films)
+    missing, table = table[~found], table[found]
+    # a file is its pixels and a header
     if wrong := [film for film in table["film"] if not 0 < films[film].stat().st_size - SIZE**2 < 100]:
-        sys.exit(f"No PGM of {SIZE} x {SIZE} pixels of 8 bits, fetch anew: {', '.join(wrong)}")  # and a header
-    print(f"{source}: {len(films)} films, {len(table)} with a finding; {len(missing)} missing:", *missing)
+        raise UserError(f"No PGM of {SIZE} x {SIZE} pixels of 8 bits, fetch anew: {', '.join(wrong)}")
+    print(f"{source}: {len(films)} films, {len(table)} with a finding; {len(missing)} missing")
     print("without lesion_box, as Info.txt has no circle:", *table["film"][table["lesion_box"] == ""])
-    paths = [films[film].as_posix().removeprefix(f"{folder.as_posix()}/") for film in table["film"]]
-    table = table.assign(path=paths).sort_values("path")[["path", "label", "patient_id", "lesion_box"]]
-    table.to_csv(folder / "labels.csv.part", index=False, lineterminator="\n")
-    os.replace(folder / "labels.csv.part", folder / "labels.csv")
+    empty = [film for film, box in table[["film", "lesion_box"]].to_numpy() if has_empty_box(films[film], box)]
+    if empty:
+        print("with a lesion_box in the black outside of the breast, as Info.txt has it:", *empty)
     counts = table["label"].value_counts().sort_index().to_dict() | {"patients": table["patient_id"].nunique()}
-    print(f"labels.csv: {counts} of {WHOLE}")
-    return table
+    preparing.compare_counts("films with a finding", counts, WHOLE)
+    labels = table.assign(path=[preparing.name_path(films[film], folder) for film in table["film"]])
+    labels = labels[["path", "label", "patient_id", "side", "view", "lesion_box"]]
+    missing = pd.DataFrame({"path": missing["film"] + ".pgm", "reason": "not in the download"})
+    preparing.write_labels(labels, missing, folder)
+    return labels
 
 
 if __name__ == "__main__":
-    try:
-        prepare(" ".join(sys.argv[1:]))  # spaces in a path need no quotes
-    except OSError as error:  # no right to read or write, a full disk
-        sys.exit(f"labels.csv could not be made: {error}")
+    preparing.run(prepare, __doc__)

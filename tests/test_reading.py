@@ -478,7 +478,8 @@ def test_a_film_that_changes_or_vanishes_while_others_are_read_is_a_bad_film(fil
     with pytest.raises(UserError, match=r"^2 of 3 films cannot be read"):
         read()
     reasons = pd.read_csv("out/bad_images.csv")["reason"].tolist()
-    assert reasons == ["the file changed while it was read", "the file cannot be opened (No such file or directory)"]
+    assert reasons == ["the file changed while it was read",
+                       "the file cannot be opened (No such file or directory)"]
 
 
 def test_few_threads_read_at_once():

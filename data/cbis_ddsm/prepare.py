@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
 from data import UserError, preparing  # noqa: E402
 from data.films import absolute  # noqa: E402
+from data.reading import is_mask  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 TABLES = {  # the official ones, and the set that their films are in
@@ -49,7 +50,6 @@ COLUMNS = {  # of these tables, which write some with underscores, and what they
 LABELS = {"MALIGNANT": "malignant", "BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign"}
 PUBLISHED = {"patients": 1566, "films": 3103, "abnormalities": 3568, "test films": 645, "test abnormalities": 704}
 DICOM, JPEG = (".dcm",), (".jpg", ".jpeg")  # suffixes
-UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks, above 0.04 in crops
 # ------------------------------------------------------------------------------------------------
 
 PICTURE = ["patient_id", "side", "view"]
@@ -114,19 +114,6 @@ def read_pixels(path):
     if path.suffix.lower() in JPEG:
         return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
     return preparing.import_pydicom().dcmread(path).pixel_array
-
-
-def is_mask(pixels):
-    """Whether an image is black and white, but for what JPEG blurs along the edges.
-
-    A dark crop with a few bright specks lies close to black and white, too. Its variance is small, and
-    that of a mask is large: the distance from black and white is measured against it.
-    """
-    step = 1 + min(pixels.shape) // 1000  # masks are as large as films
-    grey = pixels[::step, ::step].astype(float)
-    white = grey.max()
-    distance = np.minimum(grey, white - grey)
-    return bool(grey.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * grey.var())
 
 
 def read_images(paths):

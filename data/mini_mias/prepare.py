@@ -22,14 +22,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
 from data import UserError, preparing  # noqa: E402
 from data.films import absolute  # noqa: E402
-from data.reading import find_breast, read_boxes  # noqa: E402
+from data.reading import find_breast, has_box_outside, read_boxes  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 URL = "http://peipa.essex.ac.uk/pix/mias/all-mias.tar.gz"
 TIMEOUT = 20  # seconds without an answer
 SIZE = 1024  # pixels of a film, both ways, 8 bits each
 WHOLE = {"benign": 63, "malignant": 52, "patients": 108}  # films with a finding, and whose they are
-INSIDE = 0.1  # share of a lesion box that has to lie on the breast; 0 in two films, above 0.5 in the others
 # ------------------------------------------------------------------------------------------------
 
 FILM = r"(mdb\d{3})\.pgm"
@@ -45,15 +44,6 @@ def make_box(x, y, radius):
     left, top = max(0, x - radius), max(0, SIZE - y - radius)
     width, height = min(SIZE, x + radius) - left, min(SIZE, SIZE - y + radius) - top
     return f"{left}:{top}:{width}:{height}" if width > 0 and height > 0 else ""
-
-
-def find_empty_boxes(breast, boxes):
-    """Those of the boxes that lie outside of the breast, in the black of the film.
-
-    breast: (H, W) of 0 and 1, of find_breast(); boxes: int (K, 4), x, y, width and height in pixels of the film.
-    """
-    shares = [breast[y : y + height, x : x + width].mean() for x, y, width, height in boxes]
-    return boxes[np.array(shares, float) < INSIDE]
 
 
 def read_info(file):
@@ -118,10 +108,10 @@ def find_source(source, folder):
     return folder / "films"
 
 
-def has_empty_box(path, lesion_box):
-    """Whether a lesion box of a film lies outside of the breast."""
+def lies_outside(path, lesion_box):
+    """Whether a lesion box of a film lies in the black outside of the breast."""
     pixels = np.fromfile(path, np.uint8)[-(SIZE**2) :].reshape(SIZE, SIZE)  # the header is at the start
-    return len(find_empty_boxes(find_breast(pixels, 8), read_boxes(lesion_box))) > 0
+    return has_box_outside(read_boxes(lesion_box), find_breast(pixels, 8))
 
 
 def prepare(source="", folder=HERE):
@@ -135,9 +125,9 @@ def prepare(source="", folder=HERE):
         raise UserError(f"No PGM of {SIZE} x {SIZE} pixels of 8 bits, fetch anew: {', '.join(wrong)}")
     print(f"{source}: {len(films)} films, {len(table)} with a finding; {len(missing)} missing")
     print("without lesion_box, as Info.txt has no circle:", *table["film"][table["lesion_box"] == ""])
-    empty = [film for film, box in table[["film", "lesion_box"]].to_numpy() if has_empty_box(films[film], box)]
-    if empty:
-        print("with a lesion_box in the black outside of the breast, as Info.txt has it:", *empty)
+    outside = [film for film, box in table[["film", "lesion_box"]].to_numpy() if lies_outside(films[film], box)]
+    if outside:
+        print("with a lesion_box in the black outside of the breast, as Info.txt has it:", *outside)
     counts = table["label"].value_counts().sort_index().to_dict() | {"patients": table["patient_id"].nunique()}
     preparing.compare_counts("films with a finding", counts, WHOLE)
     labels = table.assign(path=[preparing.name_path(films[film], folder) for film in table["film"]])

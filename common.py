@@ -91,17 +91,22 @@ def is_number(value, kind, low, high=sys.float_info.max):
     return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
 
+def is_seed(value):
+    return is_number(value, Integral, 0, 2**31 - 1)
+
+
 CONSTANTS = {  # of a script: what each may be, as a check and in words
     "DATA_DIR": (is_path, "the path of a folder in quotes"),
     "OUTPUT_DIR": (is_path, "the path of a folder in quotes"),
     "CROP": (lambda v: v in ("breast", "lesion", None), '"breast", "lesion" or None'),
     "FOLD": (lambda v: v == "all" or is_number(v, Integral, 0, FOLDS - 1), f'0 to {FOLDS - 1}, or "all"'),
+    "SPLIT_SEED": (is_seed, "a whole number from 0 to 2147483647"),
     "WEIGHTS": (lambda v: v is None or is_path(v), '"imagenet", None or the path of a weights file'),
     "UNFROZEN_FRACTION": (lambda v: is_number(v, Real, 1e-9, 1), "a share above 0 up to 1, such as 0.5"),
     "LEARNING_RATE": (lambda v: is_number(v, Real, sys.float_info.min), "a number above 0, such as 1e-4"),
     "EPOCHS": (lambda v: is_number(v, Integral, 1), "a whole number from 1"),
     "BATCH_SIZE": (lambda v: is_number(v, Integral, 1), "a whole number from 1"),
-    "SEED": (lambda v: is_number(v, Integral, 0, 2**31 - 1), "a whole number from 0 to 2147483647"),
+    "SEED": (is_seed, "a whole number from 0 to 2147483647"),
     "MIXED_PRECISION": (lambda v: v == "auto" or isinstance(v, bool), '"auto", True or False'),
 }
 MODULE_CONSTANTS = ("BRIGHTNESS", "CONTRAST", "SATURATION", "HEAD_UNITS", "DROPOUT", "THRESHOLD")

@@ -48,6 +48,7 @@ def main():
         common.check_sides(split, every_fold=settings.FOLD == "all")
         folders.append(run_fold(split, images, fingerprints, settings, console))
     folder = common.pool_folds(folders, split, images, fingerprints, settings)
+    common.score_test(folder, split, images, settings)
     common.show_results(folder)
     common.compare(settings.OUTPUT_DIR)
     return folder

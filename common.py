@@ -39,9 +39,10 @@ try:
     from data.reading import IMAGE_SIZE, read_films
     from data.results.comparison import compare
     from data.results.figures import draw_training_curves, overlay_map, write_figure, write_overlay
-    from data.results.files import write_leaks, write_results, write_table
-    from data.results.summary import show_results
-    from data.splits import FOLDS, check_folds, check_sides, check_unseen, leave_out_known, split_patients  # noqa: F401
+    from data.results.files import write_leaks, write_results, write_side, write_table
+    from data.results.summary import show_results, write_summary
+    from data.splits import (FOLDS, check_folds, check_sides, check_unseen, has_validation,  # noqa: F401
+                             is_imagenet, leave_out_known, list_seen, split_patients)
 
     import cv2
     import keras
@@ -91,17 +92,22 @@ def is_number(value, kind, low, high=sys.float_info.max):
     return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
 
+def is_seed(value):
+    return is_number(value, Integral, 0, 2**31 - 1)
+
+
 CONSTANTS = {  # of a script: what each may be, as a check and in words
     "DATA_DIR": (is_path, "the path of a folder in quotes"),
     "OUTPUT_DIR": (is_path, "the path of a folder in quotes"),
     "CROP": (lambda v: v in ("breast", "lesion", None), '"breast", "lesion" or None'),
     "FOLD": (lambda v: v == "all" or is_number(v, Integral, 0, FOLDS - 1), f'0 to {FOLDS - 1}, or "all"'),
+    "SPLIT_SEED": (is_seed, "a whole number from 0 to 2147483647"),
     "WEIGHTS": (lambda v: v is None or is_path(v), '"imagenet", None or the path of a weights file'),
     "UNFROZEN_FRACTION": (lambda v: is_number(v, Real, 1e-9, 1), "a share above 0 up to 1, such as 0.5"),
     "LEARNING_RATE": (lambda v: is_number(v, Real, sys.float_info.min), "a number above 0, such as 1e-4"),
     "EPOCHS": (lambda v: is_number(v, Integral, 1), "a whole number from 1"),
     "BATCH_SIZE": (lambda v: is_number(v, Integral, 1), "a whole number from 1"),
-    "SEED": (lambda v: is_number(v, Integral, 0, 2**31 - 1), "a whole number from 0 to 2147483647"),
+    "SEED": (is_seed, "a whole number from 0 to 2147483647"),
     "MIXED_PRECISION": (lambda v: v == "auto" or isinstance(v, bool), '"auto", True or False'),
 }
 MODULE_CONSTANTS = ("BRIGHTNESS", "CONTRAST", "SATURATION", "HEAD_UNITS", "DROPOUT", "THRESHOLD")
@@ -227,11 +233,11 @@ def list_folds(films, settings, console):
     Before each, Keras starts afresh and `console` forgets the lines of the fold before, so that settings.json
     tells of its own fold only.
     """
-    shared, given = len(console.buffer), films["split"].ne("").any()  # given splits have no folds
+    shared, given = len(console.buffer), has_validation(films)
     for fold in range(FOLDS) if settings.FOLD == "all" and not given else [settings.FOLD]:
         del console.buffer[shared:]
         reset_keras(settings)
-        log.info("the split is that of the data; FOLD is not used" if given else
+        log.info("the validation set is that of the data; FOLD is not used" if given else
                  f"fold {fold} of 0 to {FOLDS - 1} is held out: whole patients, stratified by class")
         yield fold
 
@@ -244,9 +250,8 @@ def load_backbone(build_backbone, films, fingerprints, settings):
 
     Where the ImageNet weights cannot be downloaded, phantoms are trained from random weights, which every
     file and figure then states; real films raise UserError, as do a file of another network and weights that
-    were trained on held-out patients.
+    were trained on held-out patients. The origin of ImageNet weights is "imagenet", wherever the file lies.
     """
-    check_unseen(films, fingerprints, settings)
     source, origin = settings.WEIGHTS, settings.WEIGHTS
     if isinstance(source, Path):
         source, origin = str(source), shorten(source)
@@ -268,8 +273,12 @@ def load_backbone(build_backbone, films, fingerprints, settings):
         backbone, origin = build_backbone(None), None
     finally:
         socket.setdefaulttimeout(timeout)
-    log.info("weights: %s", origin or RANDOM_NOTE)
     digest = hashlib.sha256(b"".join(array.tobytes() for array in backbone.get_weights())).hexdigest()
+    if isinstance(settings.WEIGHTS, Path) and is_imagenet(settings.WEIGHTS, digest):
+        origin = "imagenet"
+    elif isinstance(settings.WEIGHTS, Path):
+        check_unseen(films, fingerprints, settings)
+    log.info("weights: %s", origin or RANDOM_NOTE)
     return backbone, {"origin": origin or RANDOM_NOTE, "pretrained": bool(origin), "sha256": digest}
 
 
@@ -571,23 +580,20 @@ def make_explainer(models, threshold):
     return explain
 
 
-def evaluate(models, images, films, settings):
-    """{side: (predictions, maps)} of the sides "validation" and "test" of the split that have films.
+def evaluate(models, images, films, settings, side="validation"):
+    """{side: (predictions, maps)} of the films of one set.
 
     predictions: path, patient_id, label, probability (of malignancy), predicted, in the order and with the index
     of `films`; maps: Grad-CAM, (N, h, w). Of several models see make_explainer.
     """
     gc.collect()  # after a training, the optimizer: three times the weights, in a cycle with its model
-    explain, results = make_explainer(models, settings.THRESHOLD), {}
-    for side in ("validation", "test"):
-        rows, size = np.flatnonzero(films["split"] == side), settings.BATCH_SIZE
-        if len(rows):
-            parts = [explain(images[rows[start : start + size]]) for start in range(0, len(rows), size)]
-            probabilities, maps = map(np.concatenate, zip(*parts, strict=True))
-            predictions = films.iloc[rows][["path", "patient_id", "label"]].assign(
-                probability=probabilities, predicted=np.take(CLASSES, probabilities >= settings.THRESHOLD))
-            results[side] = predictions, maps
-    return results
+    explain = make_explainer(models, settings.THRESHOLD)
+    rows, size = np.flatnonzero(films["split"] == side), settings.BATCH_SIZE
+    parts = [explain(images[rows[start : start + size]]) for start in range(0, len(rows), size)]
+    probabilities, maps = map(np.concatenate, zip(*parts, strict=True))
+    predictions = films.iloc[rows][["path", "patient_id", "label"]].assign(
+        probability=probabilities, predicted=np.take(CLASSES, probabilities >= settings.THRESHOLD))
+    return {side: (predictions, maps)}
 
 
 # ---- run folder --------------------------------------------------------------------------------
@@ -634,6 +640,7 @@ def write_run(folder, settings, films, images, fingerprints, trained, facts, wei
 def describe_run(settings, films, console):
     """What settings.json tells of the constants, the films, the machine and the run."""
     sides = films.groupby(["split", "label"])["group"].agg(["size", "nunique"])
+    dealt = films["path"][films["fold"].ne("")]
     collection = {"images": len(films), "patients": films["group"].nunique(),
                   "duplicates": int(films["duplicate"].sum()),
                   "depths": films.groupby("container")["depth"].max().astype(int).to_dict()}
@@ -644,7 +651,7 @@ def describe_run(settings, films, console):
         "constants": {name: shorten(value) if isinstance(value, Path) else value
                       for name, value in settings._asdict().items()},
         "collection": collection,
-        "split": {"given": bool(films["fold"].eq("").all())} | {
+        "split": {"given": bool(dealt.empty), "dealt": hash_to_digits(dealt.tolist())} | {
             f"{side}, {label}": f"{size} films of {patients} patients"
             for (side, label), (size, patients) in sides.iterrows()},
         "versions": {"python": platform.python_version()} | {
@@ -657,7 +664,8 @@ def describe_run(settings, films, console):
 def pool_folds(folders, films, images, fingerprints, settings):
     """The folder of the one result of all folds: every patient scored by the model that held it out.
 
-    films, images, fingerprints: those of all folds. A single folder is its own result.
+    films, images, fingerprints: those of all folds. A single folder is its own result. In split.csv, films in no
+    fold have the fold "test" or "left out".
     """
     if len(folders) == 1:
         return folders[0]
@@ -668,11 +676,13 @@ def pool_folds(folders, films, images, fingerprints, settings):
     parts = [pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False) for part in folders]
     maps = np.concatenate([np.load(part / "maps.npy") for part in folders])
     records = [json.loads((part / "settings.json").read_text("utf-8")) for part in folders]
-    films = films.assign(fold=films["fold"].mask(films["left_out"] != "", "left out"))
+    fold = films["fold"].mask(films["split"].eq("test"), "test")
+    films = films.assign(fold=fold.mask(films["left_out"].ne(""), "left out"))
     predictions = pd.concat(parts).drop(columns="note", errors="ignore").astype({"probability": float})
     predictions.index = pd.Index(films["path"]).get_indexer(predictions["path"])
     predictions["fold"] = films["fold"]
-    recorded = records[-1] | {"folds": [part.name for part in folders], "split": {"given": False}}
+    recorded = records[-1] | {"folds": [part.name for part in folders]}
+    recorded["split"] = {"given": False, "dealt": recorded["split"]["dealt"]}
     recorded["seconds"] = {"training": sum(record["seconds"]["training"] for record in records)}
     recorded["constants"]["FOLD"] = "all"
     recorded["title"] += ", all folds"
@@ -680,6 +690,22 @@ def pool_folds(folders, films, images, fingerprints, settings):
         write_results(new, settings, films, images, {"all folds": (predictions, maps)}, recorded, held_out="fold")
         np.save(new / "fingerprints.npy", fingerprints)
     return folder
+
+
+def score_test(folder, films, images, settings):
+    """Score the test set, if the data has one, and write its results to test/ in the folder of the result.
+
+    That happens once, at the end. With FOLD = "all" the logits of the five models are averaged, and no fold is
+    scored on the test set.
+    """
+    if not films["split"].eq("test").any():
+        return
+    if not (folder / "test").is_dir():
+        _, models, recorded = load_run(folder)
+        predictions, maps = evaluate(models, images, films, settings, "test")["test"]
+        with make_folder(folder / "test") as new:
+            write_side(new, settings, films, images, predictions, maps, recorded["title"], recorded["note"])
+    write_summary(folder)
 
 
 # ---- after a run -------------------------------------------------------------------------------
@@ -704,14 +730,17 @@ def load_run(run):
 
 
 def predict(run, films, overlays=None, lesion_boxes=None):
-    """Table of new films: path, probability (of malignancy), predicted, reason (why a film cannot be read).
+    """Table of new films: path, probability (of malignancy), predicted, trained_on, reason.
+
+    trained_on: True where the model was trained on that picture or patient, else False, or "unknown" (list_seen).
+    reason: why a film cannot be read.
 
     run: see load_run; films: a file, a list of files, or a folder, whose images are all taken. They are read and
     cropped as in training; lesion_boxes, a dict of paths, is needed with CROP = "lesion" only. overlays: a folder
     for Grad-CAM overlays, <number of the row>_<name>.png. Paths count from the working directory.
     """
     open_console()
-    _, models, recorded = load_run(run)
+    folder, models, recorded = load_run(run)
     if recorded.get("note"):
         log.warning("*** the model: %s ***", recorded["note"])
     constants, depths = recorded["constants"], recorded["collection"]["depths"]
@@ -721,16 +750,18 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     def read(path):
         try:
             image, row = reading.read_image(path, constants["CROP"], boxes.get(path, ""), depths)
+            _, fingerprints, _ = reading.read_native(path, constants["CROP"], boxes.get(path, ""))
             kinds.add(row["container"])
-            return image, ""
+            return image, fingerprints, ""
         except UserError as error:
-            return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), str(error)
+            return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), None, str(error)
 
-    explain = make_explainer(models, constants["THRESHOLD"])
+    explain, prints = make_explainer(models, constants["THRESHOLD"]), []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), size):
             batch = paths[start : start + size]
-            images, reasons = zip(*pool.map(read, batch), strict=True)
+            images, fingerprints, reasons = zip(*pool.map(read, batch), strict=True)
+            prints += fingerprints
             results = zip(batch, images, reasons, *explain(np.stack(images)), strict=True)
             for path, image, reason, probability, cam in results:
                 if overlays and not reason:
@@ -743,6 +774,7 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     table = pd.DataFrame(rows, columns=["path", "probability", "reason"])
     calls = np.take(CLASSES, table["probability"] >= constants["THRESHOLD"])
     table.insert(2, "predicted", np.where(table["reason"] == "", calls, ""))
+    table.insert(3, "trained_on", list_seen(paths, prints, folder))
     return table
 
 

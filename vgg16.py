@@ -14,7 +14,8 @@ import keras
 DATA_DIR = "data/phantoms"  # or the folder of your mammograms: see data/README.md for its layout
 OUTPUT_DIR = "outputs"  # every run gets a folder of its own in here
 CROP = "breast"  # what is cut out of a film: "breast", "lesion" (labels.csv needs lesion_box) or None
-FOLD = 0  # which fifth of the patients is held out: 0, 1, 2, 3 or 4; or "all", one after the other
+FOLD = 0  # which fifth of the patients is held out for validation: 0, 1, 2, 3 or 4; or "all", one after another
+SPLIT_SEED = 0  # deals the patients into these fifths: runs with the same one hold out the same patients
 # model
 WEIGHTS = "imagenet"  # or None for random weights, or the path of a weights file without top layers
 UNFROZEN_FRACTION = 0.5  # share of the backbone's layers that trains: the top 0.5, 0.6, 0.7; any in (0, 1]
@@ -22,7 +23,7 @@ UNFROZEN_FRACTION = 0.5  # share of the backbone's layers that trains: the top 0
 LEARNING_RATE = 5e-5  # of Adam; resnet50.py takes twice as much: its batch norm bears larger steps
 EPOCHS = 7  # the weights that are kept are an average over about the last one
 BATCH_SIZE = 13  # films a step; fewer where memory is short
-SEED = 0  # of the split, the new weights, the order, the augmentation and the dropout
+SEED = 0  # of the training: the new weights, the order, the augmentation and the dropout
 MIXED_PRECISION = "auto"  # train in 16-bit floats: where GPU or processor multiplies them faster; or True or False
 # ------------------------------------------------------------------------------------------------
 
@@ -42,11 +43,12 @@ def main():
     films, images, fingerprints = common.read_films(films, settings.DATA_DIR, settings.CROP, settings.OUTPUT_DIR)
     films, folders = common.group_duplicates(films, fingerprints), []
     for fold in common.list_folds(films, settings, console):
-        split = common.split_patients(films, fold, settings.SEED)
+        split = common.split_patients(films, fold, settings.SPLIT_SEED)
         common.write_leaks(split, settings.OUTPUT_DIR)
         common.check_sides(split, every_fold=settings.FOLD == "all")
         folders.append(run_fold(split, images, fingerprints, settings, console))
     folder = common.pool_folds(folders, split, images, fingerprints, settings)
+    common.score_test(folder, split, images, settings)
     common.show_results(folder)
     common.compare(settings.OUTPUT_DIR)
     return folder

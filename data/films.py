@@ -10,7 +10,7 @@ from data import UserError, log
 
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", ".dcm", ".dicom")
-VALIDATION_WORDS = ("val", "valid", "validation", "test")  # the first there is; test beside it stays test
+VALIDATION_WORDS = ("val", "valid", "validation")  # the first of them that is there counts
 COLUMNS = ["path", "label", "split", "patient_id", "lesion_box"]
 LESION_BOXES = r"(\d{1,6}:\d{1,6}:[1-9]\d{,5}:[1-9]\d{,5}(\|(?!$)|$))*"  # x:y:width:height, joined by |
 PATIENT_NAMES = {  # how public collections write the patient into the name of a file or folder
@@ -20,7 +20,8 @@ PATIENT_NAMES = {  # how public collections write the patient into the name of a
     "mini-MIAS": r"(?i)(?<![a-z0-9])mdb(\d{3})(?!\d)",  # of the film: 1 and 2 are one patient
 }
 PHANTOMS = Path(__file__).resolve().parent / "phantoms"
-LAYOUTS = "DATA_DIR needs benign/ and malignant/, or train/ and val/ with these, or labels.csv: data/README.md"
+LAYOUTS = ("DATA_DIR needs benign/ and malignant/, or train/ and val/ or test/ with these, or labels.csv:"
+           " data/README.md")
 
 
 def list_some(items):
@@ -66,11 +67,11 @@ def list_images(films):
 def read_folders(root):
     """Table of the images in class folders, and the names of all else."""
     folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    held_out = [folders[word] for word in VALIDATION_WORDS if word in folders]
+    validation = [word for word in VALIDATION_WORDS if word in folders][:1]
     sides = {root: ""}
-    if "train" in folders and held_out:
-        test = {folders["test"]: "test"} if "test" in folders else {}
-        sides = {folders["train"]: "train", **test, held_out[0]: "validation"}  # of equal keys the last counts
+    if "train" in folders and (validation or "test" in folders):
+        splits = {"train": "train", "test": "test", **dict.fromkeys(validation, "validation")}
+        sides = {folders[word]: split for word, split in splits.items() if word in folders}
     tops = {top: split for side, split in sides.items() for top in side.iterdir()}
     classes = {top: label for top in tops if top.is_dir()
                for label in CLASSES if top.name.lower().startswith(label)}
@@ -101,7 +102,7 @@ def read_labels(file):
     table[["label", "split"]] = table[["label", "split"]].apply(lambda column: column.str.lower())
     files = pd.Index([os.path.normpath(file.parent / path) for path in table["path"]])
     boxes = table["lesion_box"].str.fullmatch(LESION_BOXES)
-    words = ("train", *VALIDATION_WORDS) if table["split"].any() else ("",)
+    words = ("train", *VALIDATION_WORDS, "test") if table["split"].any() else ("",)
     for column, problem, wrong in (
         ("label", "rows have a label other than benign or malignant", ~table["label"].isin(CLASSES)),
         ("split", f"rows have a split other than {', '.join(words)}", ~table["split"].isin(words)),
@@ -112,10 +113,9 @@ def read_labels(file):
         if any(wrong):
             raise UserError(f"{file}: {sum(wrong)} {problem}: {list_some(table[column][wrong].unique())}.")
     held_out = [word for word in VALIDATION_WORDS if word in {*table["split"]}]
-    unused = [word for word in held_out[1:] if word != "test"]
-    left_out = table.duplicated() | table["split"].isin(unused)
+    left_out = table.duplicated() | table["split"].isin(held_out[1:])
     if left_out.any():
-        log.warning("%d rows of labels.csv are left out: repeated, or of %s", left_out.sum(), unused)
+        log.warning("%d rows of labels.csv are left out: repeated, or of %s", left_out.sum(), held_out[1:])
     return table[~left_out].replace({"split": dict.fromkeys(held_out[:1], "validation")})
 
 

@@ -1,4 +1,5 @@
-"""Who is trained on, validated on and tested on, and what a model was trained on already."""
+"""Who is trained, validated and tested on, and what a model has seen already."""
+import hashlib
 import json
 import os
 from itertools import product
@@ -10,127 +11,227 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from data import UserError, log
 from data.duplicates import find_groups
+from data.films import CLASSES, match_names
 
 FOLDS = 5  # parts of the patients, one of which is held out
 HERE = Path(__file__).resolve().parent.parent
+IMAGENET = {  # hashes of ImageNet weights without top layers: the MD5 of a file, as keras.applications has it
+    "4d473c1dd8becc155b73f8504c6f6626": "ResNet50",
+    "6d6bbae143d832006294945121d1f1fc": "VGG16",
+    # the same weights in a file of any format: the SHA-256 of all arrays in the order of the model
+    "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd": "VGG16",
+}
+
+
+# ---- training, validation and test set ---------------------------------------------------------
+
+
+def has_validation(films):
+    """Whether the data brings its own validation set. If not, FOLD holds out a fifth of the training patients."""
+    return films["split"].eq("validation").any()
 
 
 def check_folds(films):
-    """Raise UserError where a class has fewer than FOLDS groups, or patients before there are groups."""
-    patients = films.groupby("label")["group" if "group" in films else "patient_id"].nunique()
-    if films["split"].eq("").all() and patients.min() < FOLDS:
+    """Raise UserError where a class has too few patients for FOLDS folds; those of the test set do not count.
+
+    Of films without the column `group`, which are not read yet, every patient_id counts.
+    """
+    patient = "group" if "group" in films else "patient_id"
+    tested = films[patient].isin(films[patient][films["split"].eq("test")])
+    patients = films[~tested].groupby("label")[patient].nunique().reindex(CLASSES, fill_value=0)
+    if not has_validation(films) and patients.min() < FOLDS:
+        but = " outside of its test set" if tested.any() else ""
         raise UserError(
-            f"DATA_DIR has {patients.min()} {patients.idxmin()} patients (those who share a picture count"
-            f" once), but {FOLDS} folds need {FOLDS} or more of each class: add patients, or give a split, as a"
-            " column split with train and validation in labels.csv or as folders train/ and val/."
+            f"DATA_DIR has {patients.min()} {patients.idxmin()} patients{but} (those who share a picture count"
+            f" once), but {FOLDS} folds need {FOLDS} or more of each class: add patients, or give a validation"
+            " set, as a column split with train and validation in labels.csv or as folders train/ and val/."
         )
 
 
-def find_known(films, side, earlier):
-    """For each film of a side the path of a film of the same group on one of the sides `earlier`, else NaN."""
-    paths = films["path"].where(films["split"].isin(earlier))
-    return paths.groupby(films["group"]).transform("first").where(films["split"].eq(side))
+def find_first(films, chosen):
+    """For each film the path of the first film of its group that is `chosen` (bool), NaN where there is none."""
+    return films["path"].where(chosen).groupby(films["group"]).transform("first")
+
+
+def exclude(films, shown, column, reason):
+    """Exclude films from their sets, in place, unless they are excluded already.
+
+    shown: for each film the path of a film of its group, which goes into `column`; NaN keeps the film.
+    """
+    leaks = shown.notna() & films["left_out"].eq("")
+    films.loc[leaks, column] = shown[leaks]
+    films.loc[leaks, ["split", "left_out"]] = "left out", reason
 
 
 def split_patients(films, fold, seed):
-    """The table with split "train", "validation" or "left out", fold, trained_on and left_out.
+    """The table with split "train", "validation", "test" or "left out", and fold, tested_on, trained_on, left_out.
 
-    Without a given split all films, those left out too, are in a fold, "0" to "4"; number `fold` is held out.
-    Validation films of a group that is trained on are left out; trained_on is the path of one such film. A given
-    split may have a side "test", too, which loses what is trained or validated on.
+    A test set that comes with the data stays whole: films of other sets that show one of its patients or pictures
+    are excluded, and tested_on is the path of such a test film. A validation set that comes with the data loses
+    films that show a patient or a picture of the training set; trained_on is the path of such a training film.
+    Without one, the training films are dealt into folds, "0" to "4", and the number `fold` is held out for
+    validation. Films with a reason in left_out are dealt, too, so that the folds do not depend on CROP.
+
+    films: path, label, group, left_out, and split as the data gives it ("", "train", "validation" or "test").
+    fold: 0 to FOLDS - 1. seed: SPLIT_SEED. Raises UserError where there are too few patients.
     """
-    films = films.assign(trained_on="", fold="")
-    if films["split"].eq("").all():
-        check_folds(films)
+    check_folds(films)
+    films = films.assign(split=films["split"].replace("", "train"), fold="", tested_on="", trained_on="")
+    tested_on = find_first(films, films["split"].eq("test")).where(films["split"].ne("test"))
+    if not has_validation(films):
+        dealt = films[films["split"].eq("train") & tested_on.isna()]
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-        for number, (_, rows) in enumerate(splitter.split(films, films["label"], films["group"])):
-            films.loc[films.index[rows], "fold"] = str(number)
-        films["split"] = np.where(films["fold"].eq(str(fold)), "validation", "train")
+        for number, (_, rows) in enumerate(splitter.split(dealt, dealt["label"], dealt["group"])):
+            films.loc[dealt.index[rows], "fold"] = str(number)
+        films.loc[films["fold"].eq(str(fold)), "split"] = "validation"
     films.loc[films["left_out"].ne(""), "split"] = "left out"
-    for side, earlier in (("validation", ["train"]), ("test", ["train", "validation"])):
-        known, held_out = find_known(films, side, earlier), films["split"].eq(side)
-        leaks = known.notna()  # none between folds
-        films.loc[leaks, "trained_on"] = known[leaks]
-        use = "trained on" if side == "validation" else "trained or validated on"
-        films.loc[leaks, ["split", "left_out"]] = "left out", f"its patient or picture is {use}"
-        if leaks.any():
-            log.warning("%d of %d %s films are left out: they show a patient or a picture that is %s (leaks.csv)",
-                        leaks.sum(), held_out.sum(), side, use)
+    exclude(films, tested_on, "tested_on", "its patient or picture is in the test set")
+    trained_on = find_first(films, films["split"].eq("train")).where(films["split"].eq("validation"))
+    exclude(films, trained_on, "trained_on", "its patient or picture is trained on")
     return films
+
+
+def count_films(films):
+    """Films and patients of each class as text: benign 12 films of 6 patients, malignant ..."""
+    counts = films.groupby("label")["group"].agg(["size", "nunique"])
+    return ", ".join(f"{label} {size} films of {patients} patients"
+                     for label, size, patients in counts.itertuples())
 
 
 def check_sides(films, sides=("train", "validation"), every_fold=False):
-    """Tell how many films each side has; raises UserError where one, or any fold, lacks a class."""
+    """Print how many films each set has, and how many are excluded and why.
+
+    Raises UserError where a set, one of `sides` or the test set, or any fold lacks a class.
+    """
     for side in ("train", "validation", "test"):
-        counts = films[films["split"].eq(side)].groupby("label")["group"].agg(["size", "nunique"])
-        if len(counts):
-            log.info("%-10s %s", side, ", ".join(f"{label} {size} films of {patients} patients"
-                                                 for label, size, patients in counts.itertuples()))
-    reasons = films.loc[films["left_out"].ne(""), "left_out"].value_counts()
-    left_out = "".join(f"; {count} films are left out: {reason}" for reason, count in reasons.items())
-    if films["trained_on"].ne("").any() and not films["split"].eq("validation").any():
-        raise UserError(f"nothing is left of the validation side{left_out} (leaks.csv names them): move whole"
-                        " patients to that side, or remove the split, so that FOLD holds patients out.")
-    folds = films[films["left_out"].eq("")].groupby("fold") if every_fold else []
+        if films["split"].eq(side).any():
+            log.info("%-10s %s", side, count_films(films[films["split"].eq(side)]))
+    left_out = films[films["left_out"].ne("")]
+    leaks = left_out["tested_on"].ne("") | left_out["trained_on"].ne("")
+    excluded = ""
+    for reason, rows in left_out.groupby("left_out"):
+        listed = " (leaks.csv)" if leaks[rows.index].any() else ""
+        log.warning("%-10s %s: %s%s", "excluded", count_films(rows), reason, listed)
+        excluded += f"; {len(rows)} films are excluded: {reason}{listed}"
+    remedy = "check DATA_DIR, CROP, FOLD"
+    if leaks.any():
+        remedy = "move whole patients to one set, or remove the split, so that FOLD holds patients out"
+    used = films[films["left_out"].eq("")]
+    folds = used[used["fold"].ne("")].groupby("fold") if every_fold else []
     for number, fold in folds:
-        if fold["label"].nunique() < films["label"].nunique():
-            raise UserError(f"fold {number} has films of one class only{left_out}: add patients, or run the other"
+        if fold["label"].nunique() < len(CLASSES):
+            raise UserError(f"fold {number} has films of one class only{excluded}: add patients, or run the other"
                             " folds one by one.")
-    for side, label in product((*sides, *{"test"} & {*films["split"]}), films["label"].unique()):
-        if not (films["split"].eq(side) & films["label"].eq(label)).any():
-            raise UserError(f"the {side} side has no {label} film{left_out}: check DATA_DIR, CROP, FOLD.")
+    for side, label in product((*sides, *{"test"} & {*used["split"]}), CLASSES):
+        if not (used["split"].eq(side) & used["label"].eq(label)).any():
+            name = "training" if side == "train" else side
+            raise UserError(f"the {name} set has no {label} film{excluded}: {remedy}.")
 
 
-def read_trained(file):
-    """[(films, fingerprints)] that a model file was trained on, in its own run and in those it started from."""
-    files = [file.with_name(name) for name in ("split.csv", "fingerprints.npy", "settings.json")]
-    if not all(map(Path.is_file, files)):
-        log.warning("%s does not lie in the folder of a run: whether it has seen these films is unknown", file)
-        return []
-    films = pd.read_csv(files[0], dtype=str, keep_default_na=False).assign(left_out="")
-    # a result of all folds has no column split: what was not left out was trained on in some fold
-    rows = np.flatnonzero(films["split"] == "train" if "split" in films else films["fold"] != "left out")
-    found = [(films.iloc[rows].assign(split="train"), np.load(files[1])[rows])]
-    weights = json.loads(files[2].read_text("utf-8"))["constants"]["WEIGHTS"]
-    return found if weights in (None, "imagenet") else found + read_trained(HERE / os.path.expanduser(weights))
+# ---- what a model has seen ---------------------------------------------------------------------
 
 
-def add_trained(films, fingerprints, collection, trained):
-    """The films of a collection, then those that were trained on (see read_trained), in groups.
+def is_imagenet(file, digest):
+    """Whether a weights file is one of IMAGENET, by its MD5 or by the SHA-256 of its arrays (`digest`)."""
+    with open(file, "rb") as content:
+        return bool({digest, hashlib.file_digest(content, "md5").hexdigest()} & {*IMAGENET})
 
-    What stands for a patient in one collection only, a path or a number, gets the collection's name before.
+
+def read_trained(folder, shape):
+    """(trained, prints, complete): what the model of a run has seen, in its run and in those that it started from.
+
+    trained: the films, with path, patient_id and more. prints: their fingerprints, a list of an array a run.
+    complete: False where a file is missing or older, or where weights are neither from a run nor from ImageNet.
+    shape: that of the fingerprints of a film.
+    """
+    tables, prints = [pd.DataFrame(columns=["path", "patient_id"], dtype=str)], []
+    while True:
+        files = [folder / name for name in ("split.csv", "fingerprints.npy", "settings.json")]
+        if not all(map(Path.is_file, files)) or np.load(files[1], mmap_mode="r").shape[1:] != shape:
+            log.warning("%s is not the whole folder of a run, or is of an older version: what its weights were"
+                        " trained on is unknown", folder)
+            return pd.concat(tables), prints, False
+        films = pd.read_csv(files[0], dtype=str, keep_default_na=False)
+        # a result of all folds has the column fold instead of split: each fold was trained on in some other
+        trained = films["split"].eq("train") if "split" in films else films["fold"].isin(map(str, range(FOLDS)))
+        tables.append(films[trained])
+        prints.append(np.load(files[1])[np.flatnonzero(trained)])
+        recorded = json.loads(files[2].read_text("utf-8"))
+        weights = recorded["weights"]
+        if weights["origin"] == "imagenet" or not weights["pretrained"]:
+            return pd.concat(tables), prints, True
+        folder = (HERE / os.path.expanduser(recorded["constants"]["WEIGHTS"])).parent
+
+
+def find_seen(films, fingerprints, collection, trained, prints):
+    """(films, seen): the films in groups, and for each the path of a film of its group in `trained`, else NaN.
+
+    collection: goes before a path or a number that stands for a patient in these films only.
+    trained, prints: see read_trained.
     """
     numbered = films["patient_from"].eq("unknown") | films["patient_id"].str.startswith("dicom_")
     films = films.assign(patient_id=films["patient_id"].mask(numbered, f"{collection}: " + films["patient_id"]))
-    tables, prints = zip((films, fingerprints), *trained, strict=True)
-    return find_groups(pd.concat(tables, ignore_index=True), np.concatenate(prints))
+    both = find_groups(pd.concat([films, trained], ignore_index=True), np.concatenate([fingerprints, *prints]))
+    seen = find_first(both, both.index >= len(films))
+    return both[: len(films)], seen[: len(films)]
 
 
 def check_unseen(films, fingerprints, settings):
-    """Raise UserError where WEIGHTS were trained on held-out patients or their pictures, in this run or before."""
-    if settings.WEIGHTS in (None, "imagenet") or not (trained := read_trained(settings.WEIGHTS)):
+    """Raise UserError where WEIGHTS were trained on held-out patients or their pictures, in any run so far."""
+    folder = settings.WEIGHTS.parent
+    trained, prints, complete = read_trained(folder, np.shape(fingerprints)[1:])
+    if trained.empty:
         return
-    folds = films["fold"].ne("") & films["split"].ne("left out") & (settings.FOLD == "all")
-    held_out = films["split"].isin(["validation", "test"]) | folds
-    films = films[held_out].assign(split="validation")
-    both = add_trained(films, fingerprints[np.flatnonzero(held_out)], settings.DATA_DIR.name, trained)
-    known = find_known(both, "validation", ["train"]).iloc[: len(films)].notna().to_numpy()
-    if known.any():
-        raise UserError(f"WEIGHTS: {settings.WEIGHTS} was trained on {films['group'][known].nunique()} of the"
+    dealt = films["fold"].ne("") & films["split"].ne("left out")
+    held_out = films["split"].isin(["validation", "test"]) | (dealt & (settings.FOLD == "all"))
+    films, fingerprints = films[held_out], fingerprints[np.flatnonzero(held_out)]
+    seen = find_seen(films, fingerprints, settings.DATA_DIR.name, trained, prints)[1].notna().to_numpy()
+    if seen.any():
+        raise UserError(f"WEIGHTS: {settings.WEIGHTS} was trained on {films['group'][seen].nunique()} of the"
                         f" {films['group'].nunique()} held-out patients, so its results would look better than"
-                        " they are: use the FOLD and SEED of that run, or other weights.")
-    log.info("none of the held-out patients is in the training side of %s", settings.WEIGHTS.parent.name)
+                        " they are: use the FOLD and SPLIT_SEED of that run, or other weights.")
+    if complete:
+        log.info("none of the held-out patients is in the training set of %s", folder.name)
 
 
 def leave_out_known(films, fingerprints, collection, source):
-    """The films of another collection as split_patients() gives them: what a run was trained on is left out.
+    """The films of another collection as split_patients() gives them: what a run has seen is excluded.
 
     films: with split "validation"; collection: its name; source: the folder of the run.
     """
-    trained = read_trained(source / "model.keras")
-    both = split_patients(add_trained(films, fingerprints, collection, trained), None, None)
-    films, seen = both.iloc[: len(films)], both["patient_id"].iloc[len(films) :]
-    if (named := films["trained_on"].ne("") & films["patient_id"].isin(seen)).any():
-        log.warning("%d of the films that are left out have a patient_id of the training side: where it means"
+    trained, prints, _ = read_trained(source, fingerprints.shape[1:])
+    films, seen = find_seen(films, fingerprints, collection, trained, prints)
+    films = films.assign(fold="", tested_on="", trained_on="")
+    films.loc[films["left_out"].ne(""), "split"] = "left out"
+    exclude(films, seen, "trained_on", "its patient or picture is trained on")
+    if (named := films["trained_on"].ne("") & films["patient_id"].isin(trained["patient_id"])).any():
+        log.warning("%d of the films that are excluded have a patient_id of the training set: where it means"
                     " another patient here, change it in labels.csv", named.sum())
     return films
+
+
+def list_seen(paths, fingerprints, folder):
+    """Whether the model of a run has seen each film: a list of True, False and "unknown".
+
+    True: the film shows a picture that was trained on, or its name the patient of a public collection that was.
+    "unknown": the film is not readable, or not all that was trained on is known (see read_trained).
+
+    paths: of loose files; fingerprints: of each, None where it is not readable; folder: that of the run.
+    """
+    readable = [place for place, one in enumerate(fingerprints) if one is not None]
+    answers = np.full(len(paths), "unknown", object)
+    if readable:
+        new = np.stack([fingerprints[place] for place in readable])
+        trained, prints, complete = read_trained(folder, new.shape[1:])
+        films = pd.DataFrame({"path": [str(paths[place]) for place in readable]})
+        patients = match_names(films["path"]).bfill(axis=1).iloc[:, 0]
+        films["patient_from"] = np.where(patients.isna(), "unknown", "file name")
+        films["patient_id"] = patients.fillna(films["path"])
+        seen = find_seen(films, new, "predict", trained, prints)[1].notna()
+        unseen = False if complete else "unknown"
+        answers[readable] = [True if known else unseen for known in seen]
+        if seen.any():
+            log.warning("%d of %d films show a picture or a patient that the model was trained on (trained_on): it"
+                        " knows their labels, so their probabilities say nothing of what it can do", seen.sum(),
+                        len(paths))
+    return answers.tolist()

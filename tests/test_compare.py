@@ -19,7 +19,7 @@ from data.films import CLASSES
 
 CONSTANTS = {
     "DATA_DIR": "data/phantoms", "OUTPUT_DIR": "outputs", "CROP": "breast", "FOLD": 0, "WEIGHTS": "imagenet",
-    "UNFROZEN_FRACTION": 0.5, "LEARNING_RATE": 1e-4, "EPOCHS": 7, "BATCH_SIZE": 13, "SEED": 0,
+    "UNFROZEN_FRACTION": 0.5, "LEARNING_RATE": 1e-4, "EPOCHS": 7, "BATCH_SIZE": 13, "SEED": 0, "SPLIT_SEED": 0,
     "MIXED_PRECISION": "auto", "BRIGHTNESS": 0.1, "CONTRAST": 0.2, "SATURATION": 0.2, "HEAD_UNITS": 256,
     "DROPOUT": 0.3, "THRESHOLD": 0.5,
 }
@@ -120,7 +120,8 @@ def test_settings_are_named_by_the_constants_that_differ_and_what_all_share_is_s
         "resnet50, CROP breast, DROPOUT 0.3", "resnet50, CROP breast, DROPOUT 0.5",
         "densenet121, CROP None, DROPOUT 0.3"}
     (shared,) = (strip_tags(text) for text in page.find("p") if "All settings" in text)
-    for text in ("EPOCHS 7", "LEARNING_RATE 0.0001", "HEAD_UNITS 256", "WEIGHTS imagenet", "SEED 0"):
+    for text in ("EPOCHS 7", "LEARNING_RATE 0.0001", "HEAD_UNITS 256",
+                 "WEIGHTS imagenet", ", SEED 0", "SPLIT_SEED 0"):
         assert text in shared
     assert not re.search("DROPOUT|CROP|FOLD|DATA_DIR|OUTPUT_DIR|aaaa", shared)
 
@@ -129,9 +130,9 @@ def test_every_constant_tells_settings_apart_but_where_the_films_lie(write_run, 
     write_run("a", FOLD=0)
     write_run("b", FOLD=1, DATA_DIR="elsewhere", OUTPUT_DIR="elsewhere", BATCH_SIZE=13.0)
     assert len(compare()[0].tables[0]) == 1
-    changed = CONSTANTS.keys() - {"DATA_DIR", "OUTPUT_DIR", "FOLD", "SEED", "WEIGHTS", "MIXED_PRECISION"}
+    changed = CONSTANTS.keys() - {"DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "WEIGHTS", "MIXED_PRECISION"}
     for number, name in enumerate(changed):
-        write_run(f"changed {name}", **{name: 0.25, "FOLD": number % 5})
+        write_run(f"changed {name}", **{name: 1 if name == "SEED" else 0.25, "FOLD": number % 5})
     assert len(compare()[0].tables[0]) == 1 + len(changed)
 
 
@@ -215,8 +216,10 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
     write_run("a", DATA_DIR="data/phantoms")
     write_run("b", DATA_DIR="/elsewhere/phantoms", DROPOUT=0.5)
     write_run("other films", collection="others", DATA_DIR="/films/ddsm-1.0")
-    write_run("other folds", SEED=1)
-    write_run("no folds", given=True)
+    write_run("other folds", SPLIT_SEED=1)
+    write_run("trained again", SEED=1)
+    edit_json(write_run("other test set") / "settings.json", split={"given": False, "dealt": "other films"})
+    write_run("no folds", given=True, SPLIT_SEED=2)
     for name, given, column, value in (
             ("other patients", False, "group", "000"), ("another split", True, "split", "train")):
         file = write_run(name, given=given) / "split.csv"
@@ -224,9 +227,18 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
         split.loc[:7, column] = value
         split.to_csv(file, index=False)
     page, _ = compare()
-    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + 3 * [
+    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + 4 * [
         "phantoms: 200 films of 100 patients"] + ["phantoms: 200 films of 97 patients"]
-    assert sorted(map(len, page.tables)) == [1, 1, 1, 2, 2], "two settings, or two given splits"
+    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 2, 3], "two given splits; two settings, one trained twice"
+
+
+def test_runs_of_the_version_in_which_seed_dealt_the_folds_keep_their_section(write_run, compare):
+    write_run("now", SPLIT_SEED=1)
+    for seed in (1, 2):
+        file = write_run(f"then {seed}", SEED=seed) / "settings.json"
+        constants = json.loads(file.read_text())["constants"]
+        edit_json(file, constants={name: value for name, value in constants.items() if name != "SPLIT_SEED"})
+    assert sorted(map(len, compare()[0].tables)) == [1, 2]
 
 
 def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_all_pairs(write_run, compare):

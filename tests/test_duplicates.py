@@ -1,9 +1,8 @@
-"""Films that show the same picture, and what they do to a split."""
+"""Films that show the same picture."""
 import logging
 import mmap
 import re
 import tracemalloc
-from collections import Counter
 
 import cv2
 import numpy as np
@@ -11,9 +10,8 @@ import pandas as pd
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from data import UserError
 from data.duplicates import fingerprint, group_duplicates
-from data.splits import FOLDS, check_folds, check_sides, split_patients
+from data.splits import FOLDS, split_patients
 
 CLASSES = ("benign", "malignant")
 
@@ -237,85 +235,6 @@ def test_random_labels_are_learnt_from_copies_by_an_image_level_split_only(films
     assert score(table["group"]) < 0.65
 
 
-# ---- split -------------------------------------------------------------------------------------
-
-
-def make_films(patients=60, malignant=0.4, mixed=0.0, seed=0):
-    """A table of one to five films a patient, in random order."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for patient in range(patients):
-        label = rng.random() < malignant
-        for view in range(rng.integers(1, 6)):
-            other = rng.random() < mixed
-            rows.append((f"{patient}_{view}.png", CLASSES[int(label != other)], f"patient {patient}"))
-    films = pd.DataFrame(rows, columns=["path", "label", "patient_id"]).sample(frac=1, random_state=seed)
-    return films.assign(split="", left_out="", group=films["patient_id"]).reset_index(drop=True)
-
-
-def give_split(films, held_out=10):
-    names = [f"patient {number}" for number in range(held_out)]
-    return films.assign(split=np.where(films["patient_id"].isin(names), "validation", "train"))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_no_group_stands_on_both_sides_and_every_one_is_held_out_once(seed):
-    films = make_films(mixed=0.1, seed=seed)
-    films["group"] = films["patient_id"].str.replace(r".$", "", regex=True)  # up to ten patients in one
-    held_out = Counter()
-    for fold in range(FOLDS):
-        split = split_patients(films, fold, seed)
-        sides = split.groupby("group")["split"].agg(set)
-        assert all(len(side) == 1 for side in sides)
-        held_out.update(split["path"][split["split"] == "validation"])
-    assert held_out == Counter(dict.fromkeys(films["path"], 1))
-
-
-def test_the_seed_moves_the_split():
-    films = make_films()
-    split = split_patients(films, 0, 0)
-    assert split["split"].equals(split_patients(films, 0, 0)["split"])
-    assert not split["split"].equals(split_patients(films, 0, 1)["split"])
-
-
-def test_folds_keep_the_prevalence():
-    films = make_films(patients=400)
-    prevalence = films["label"].eq("malignant").mean()
-    for fold in range(FOLDS):
-        split = split_patients(films, fold, 0)
-        held_out = split[split["split"] == "validation"]
-        assert held_out["label"].eq("malignant").mean() == pytest.approx(prevalence, abs=0.03)
-        assert len(held_out) == pytest.approx(len(films) / FOLDS, rel=0.05)
-        check_sides(split)
-
-
-@pytest.mark.parametrize("given", [False, True])
-def test_films_left_out_change_no_other_side(given):
-    films = give_split(make_films()) if given else make_films()
-    unused = films.index % 3 == 0
-    expected = split_patients(films, 2, 0)
-    split = split_patients(films.assign(left_out=np.where(unused, "no lesion_box", "")), 2, 0)
-    assert (split["split"][unused] == "left out").all()
-    assert split["left_out"].tolist() == np.where(unused, "no lesion_box", "").tolist()
-    assert split["split"][~unused].equals(expected["split"][~unused])
-
-
-def test_the_counts_that_are_logged(caplog):
-    caplog.set_level(logging.INFO)
-    films = make_films(patients=100, mixed=0.1)
-    films["group"] = films["group"].replace("patient 1", "patient 0")  # who share a picture count once
-    split = split_patients(films, 0, 0)
-    check_sides(split)
-    for side in ("train", "validation"):
-        for label in CLASSES:
-            rows = split[(split["split"] == side) & (split["label"] == label)]
-            line = rf"{side} .*{label} {len(rows)} films of {rows['group'].nunique()} patients"
-            assert re.search(line, caplog.text)
-    mixed = (films.groupby("patient_id")["label"].nunique() == 2).sum()
-    group_duplicates(films, make_fingerprints(np.random.default_rng(0), len(films)))
-    assert f"{mixed} patients have benign and malignant films" in caplog.text
-
-
 def test_copies_of_one_picture_under_both_labels_are_named(caplog):
     films = make_table(["a", "b", "c", "d"]).assign(label=["benign", "malignant", "benign", "benign"])
     prints = make_fingerprints(np.random.default_rng(0), 4)
@@ -323,100 +242,3 @@ def test_copies_of_one_picture_under_both_labels_are_named(caplog):
     group_duplicates(films, prints)
     assert "2 films show the same picture under both labels" in caplog.text
     assert "'000000.png', '000001.png'" in caplog.text and "000003" not in caplog.text
-
-
-def test_a_given_split_is_kept_but_for_patients_on_both_sides(caplog):
-    films = give_split(make_films(patients=30))
-    leak, *trained = films.index[films["patient_id"] == "patient 20"]
-    films.loc[leak, "split"] = "validation"
-    split = split_patients(films, 3, 0)
-    assert split["split"][leak] == "left out"
-    assert split["split"].drop(leak).equals(films["split"].drop(leak))
-    assert split["trained_on"][leak] in set(films["path"][trained])
-    assert "trained on" in split["left_out"][leak]
-    for column in ("trained_on", "left_out"):
-        assert (split[column].drop(leak) == "").all()
-    assert f"1 of {(films['split'] == 'validation').sum()} validation films" in caplog.text
-    check_sides(split)
-
-
-def test_copies_across_a_given_split_are_left_out(films):
-    table = group([films[0], films[1], cv2.flip(films[1], 1), films[2], films[3]])
-    table["split"] = ["train", "train", "validation", "validation", "validation"]
-    table = table.assign(label=["benign", "malignant", "malignant", "benign", "malignant"], left_out="")
-    split = split_patients(table, 0, 0)
-    assert split["split"].tolist() == ["train", "train", "left out", "validation", "validation"]
-    assert split["trained_on"].tolist() == ["", "", "000001.png", "", ""]
-
-
-def test_a_training_film_that_is_left_out_is_no_reason_to_leave_out_another():
-    films = give_split(make_films(patients=30))
-    first, *others = films.index[films["patient_id"] == "patient 20"]
-    films.loc[others, "split"] = "validation"
-    films.loc[first, "left_out"] = "no lesion_box"
-    split = split_patients(films, 0, 0)
-    assert others
-    assert (split["split"][others] == "validation").all()
-
-
-def test_a_given_split_of_which_nothing_is_left_says_so():
-    films = make_films(patients=30)
-    films["split"] = np.where(films.duplicated("patient_id"), "validation", "train")
-    leaks = (films["split"] == "validation").sum()
-    split = split_patients(films, 0, 0)
-    assert (split["split"] != "validation").all()
-    with pytest.raises(UserError, match=rf"nothing is left of the validation side.*{leaks} films.*leaks\.csv"):
-        check_sides(split)
-
-
-def test_a_side_without_a_class_is_refused_with_what_was_left_out():
-    films = make_films(patients=20)
-    films["split"] = np.where(films["label"] == "malignant", "train", "validation")
-    with pytest.raises(UserError, match="train side has no benign"):
-        check_sides(split_patients(films, 0, 0))
-    unused = films["label"] == "malignant"
-    films = films.assign(split="", left_out=np.where(unused, "no lesion_box", ""))
-    with pytest.raises(UserError, match=rf"no malignant film; {unused.sum()} films are left out: no lesion_box"):
-        check_sides(split_patients(films, 0, 0))
-
-
-def test_all_folds_are_checked_before_the_first_is_trained():
-    films = split_patients(make_films(patients=40), 0, 0)
-    check_sides(films, every_fold=True)
-    malignant = films["label"].eq("malignant") & films["fold"].eq("3")
-    films.loc[malignant, ["split", "left_out"]] = "left out", "no lesion_box"
-    check_sides(films)
-    with pytest.raises(UserError, match=rf"^fold 3 has films of one class only; {malignant.sum()} films"):
-        check_sides(films, every_fold=True)
-
-
-def test_a_test_side_loses_what_is_trained_or_validated_on():
-    films = make_films(patients=30)
-    patients = films["patient_id"].unique()
-    sides = dict(zip(patients, ["train"] * 20 + ["validation"] * 5 + ["test"] * 5, strict=True))
-    films["split"] = films["patient_id"].map(sides)
-    rows = [films.index[films["patient_id"] == patient][-1] for patient in (patients[0], patients[20])]
-    assert (films["patient_id"].value_counts()[patients[[0, 20]]] > 1).all()
-    films.loc[rows, "split"] = "test"
-    split = split_patients(films, 0, 0)
-    assert (split["split"][rows] == "left out").all()
-    assert (split["left_out"][rows] == "its patient or picture is trained or validated on").all()
-    assert split["split"].drop(rows).equals(films["split"].drop(rows))
-    check_sides(split)
-    split.loc[split["split"].eq("test"), "label"] = "benign"
-    with pytest.raises(UserError, match="test side has no malignant film"):
-        check_sides(split)
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_too_few_patients_for_the_folds_are_refused_with_the_remedy(grouped):
-    films = make_films(patients=20, malignant=0)
-    rows = range(8 if grouped else 4)
-    films.loc[rows, "label"] = "malignant"
-    films.loc[rows, "patient_id"] = [f"other {row}" for row in rows]
-    films["group"] = films["patient_id"].replace({f"other {row}": "other 3" for row in rows if row > 3})
-    if not grouped:
-        films = films.drop(columns="group")
-    with pytest.raises(UserError, match=r"4 malignant patients.*5 folds.*split.*labels.csv.*train/ and val/"):
-        check_folds(films)
-    check_folds(give_split(films))

@@ -65,7 +65,7 @@ def test_class_folders_in_any_case_with_images_anywhere_below(make, caplog):
     assert ": 'cancer', 'g.png', 'normal', 'benign/notes.txt'\n" in caplog.text
 
 
-@pytest.mark.parametrize("word", ["val", "valid", "Validation", "TEST"])
+@pytest.mark.parametrize("word", ["val", "valid", "Validation"])
 def test_given_split_of_folders(make, caplog, word):
     names = [f"{side}/{label}/x.png" for side in ("Train", word) for label in CLASSES]
     table = films.find_films(make(*names, "Train/gutartig/x.png", "normal/benign/y.png"))
@@ -75,8 +75,9 @@ def test_given_split_of_folders(make, caplog, word):
     assert "'Train/gutartig'" in caplog.text and "'normal'" in caplog.text
 
 
-def test_a_test_side_is_kept_where_there_is_a_validation_side_too(make, tmp_path):
-    sides = {"train": "train", "valid": "validation", "Test": "test"}
+@pytest.mark.parametrize("sides", [{"train": "train", "valid": "validation", "Test": "test"},
+                                   {"train": "train", "TEST": "test"}])
+def test_a_test_set_stays_a_test_set(make, tmp_path, sides):
     names = [f"{side}/{label}/x.png" for side in sides for label in CLASSES]
     table = films.find_films(make(*names))
     assert table["split"].tolist() == [sides[path.split("/")[0]] for path in table["path"]]
@@ -148,7 +149,7 @@ def test_numbers_stay_text(table_of):
 @pytest.mark.parametrize(("words", "expected", "left"), [
     ("train Val TRAIN val", "train validation train validation", ""),
     ("train valid train validation", "train validation train", "1 rows of labels.csv .*'validation'"),
-    ("train test train test", "train validation train validation", ""),
+    ("train Test train test", "train test train test", ""),
     ("train val test train", "train validation test train", ""),
 ])
 def test_split_takes_the_words_that_folders_take(table_of, caplog, words, expected, left):

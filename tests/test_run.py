@@ -31,7 +31,7 @@ from data.results import metrics
     [("UNFROZEN_FRACTION", 70), ("UNFROZEN_FRACTION", 0), ("UNFROZEN_FRACTION", "0.5"), ("FOLD", 5), ("FOLD", -1),
      ("FOLD", 0.5), ("BATCH_SIZE", 0), ("BATCH_SIZE", 13.0), ("BATCH_SIZE", True), ("EPOCHS", 0),
      ("LEARNING_RATE", 0), ("LEARNING_RATE", float("nan")), ("LEARNING_RATE", float("inf")), ("SEED", -1),
-     ("SEED", "zero"), ("WEIGHTS", ""), ("WEIGHTS", 7), ("DATA_DIR", None), ("OUTPUT_DIR", " "),
+     ("SPLIT_SEED", -1), ("WEIGHTS", ""), ("WEIGHTS", 7), ("DATA_DIR", None), ("OUTPUT_DIR", " "),
      ("CROP", "Breast"), ("CROP", True), ("MIXED_PRECISION", 1)],
 )
 def test_a_wrong_constant_stops_at_once_and_is_named(monkeypatch, name, value):
@@ -43,7 +43,7 @@ def test_a_wrong_constant_stops_at_once_and_is_named(monkeypatch, name, value):
 
 def test_numbers_of_numpy_are_those_of_python(tmp_path):
     """As a notebook has them that tries seeds in a loop."""
-    numbers = {"SEED": 3, "FOLD": 2, "EPOCHS": 4, "BATCH_SIZE": 5, "LEARNING_RATE": 0.5}
+    numbers = {"SEED": 3, "SPLIT_SEED": 1, "FOLD": 2, "EPOCHS": 4, "BATCH_SIZE": 5, "LEARNING_RATE": 0.5}
     settings = prepare(tmp_path, **{name: np.array(value)[()] for name, value in numbers.items()})
     assert json.loads(json.dumps({name: getattr(settings, name) for name in numbers})) == numbers
 
@@ -661,27 +661,7 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
         (run / "settings.json").read_text("utf-8"))["constants"]["DATA_DIR"]
 
 
-# ---- a test side, and the summary --------------------------------------------------------------
-
-
-def test_a_test_side_is_scored_apart_from_validation(collection, tmp_path):
-    data = collection(split=np.repeat(["train", "val", "test"], [14, 8, 8]))
-    shutil.copy(data / "15.png", data / "29.png")  # of the validation side: tuned on
-    folder = import_tiny(tmp_path, data, EPOCHS=1, WEIGHTS=None, FOLD="all").main()
-    assert "-all-" not in folder.name, "a given split has no folds"
-    split = pd.read_csv(folder / "split.csv").set_index("path")["split"]
-    validation, test = (pd.read_csv(place / "predictions.csv") for place in (folder, folder / "test"))
-    assert sorted(validation["path"]) == sorted(split.index[split == "validation"])
-    assert sorted(test["path"]) == sorted(split.index[split == "test"]) != []
-    assert "29.png" in set(pd.read_csv(folder / "leaks.csv")["path"])
-    results = json.loads((folder / "test" / "metrics.json").read_text("utf-8"))
-    assert (results["side"], results["validation_images"]) == ("test", len(test))
-    summary = " ".join((folder / "summary.md").read_text("utf-8").split())
-    assert "The split came with the data: left out" in summary
-    assert f"| {len(test)} test films of" in summary and metrics.with_interval(results, "brier") in summary
-    runs = pd.read_csv(folder.parent / "runs.csv")
-    assert sorted(runs["side"]) == ["test", "validation"]
-    assert "test side" in (folder.parent / "report.html").read_text("utf-8")
+# ---- the summary -----------------------------------------------------------------------------
 
 
 def test_the_summary_says_what_the_tables_say(all_folds):

@@ -28,8 +28,10 @@ def read_run(folder, place):
     row |= {name: value if isinstance(value, str) else str(value).removesuffix(".0")  # 1 and 1.0 are one setting
             for name, value in constants.items()}
     row["MIXED_PRECISION"] = " and ".join(settings["model"]["floats"])  # "auto" is another on another machine
+    row["SPLIT_SEED"] = row.get("SPLIT_SEED", row["SEED"])  # one constant in older versions
     if given := bool(settings["split"]["given"]):
         row["FOLD"] = "other collection" if "TRAINED_ON" in constants else "given split"
+        row["SPLIT_SEED"] = "not used"
     for name, (low, high) in results["ci95"].items():
         row |= {name: results[name], f"{name}_low": low, f"{name}_high": high}
     row["minutes"] = sum(settings["seconds"].values()) / 60
@@ -38,7 +40,8 @@ def read_run(folder, place):
     row["films"] = f"{len(split)} films of {split['group'].nunique()} patients"
     names = ["path", "label", "film_sha256"] + ["group"] * (row["FOLD"] != "other collection")
     digests = pd.util.hash_pandas_object(split[names], index=False)
-    row["section"] = f"{digests.sum()}, SEED {row['SEED']}, {given}, {side == 'test'}"  # runs of one are compared
+    dealt = f"{settings['split'].get('dealt')} by {row['SPLIT_SEED']}"  # which films, not those of a test set
+    row["section"] = f"{digests.sum()}, {dealt}, {given}, {side == 'test'}"  # runs of one are compared
     row["sides"] = str(pd.util.hash_pandas_object(split[["path", "split"]], index=False).sum()) if given else ""
     films = films.merge(split[["path", "group"]], on="path", validate="1:1")
     films["malignant"] = films["label"].map(CLASSES.index)
@@ -99,7 +102,8 @@ def show_section(runs, films, names, output_dir):
     return "\n".join([
         f"<h2>{Path(last['DATA_DIR']).name}: {last['films']}{', test side' * (last['side'] == 'test')}</h2>",
         *(f"<p><mark>{note}</mark></p>" for note in runs["note"].unique() if note),
-        f"<p>All settings: {', '.join(last[names][~differs])}, SEED {last['SEED']}.</p>" + BEST * (pairs > 0),
+        f"<p>All settings: {', '.join(last[names][~differs])}, SPLIT_SEED {last['SPLIT_SEED']}.</p>",
+        BEST * (pairs > 0),
         pd.DataFrame(table).to_html(index=False, escape=False),
         *details,
     ])
@@ -118,7 +122,8 @@ def compare(output_dir):
         return
     rows, films = zip(*found, strict=True)
     runs, films = pd.DataFrame(rows, dtype=object).fillna("not recorded").astype(str), pd.concat(films)
-    names = [name for name in runs if name.isupper() and name not in ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SEED")]
+    apart = ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED")
+    names = [name for name in runs if name.isupper() and name not in apart]
     texts = runs.map(html.escape)
     texts["WEIGHTS"] = texts.groupby(["section", "weights"])["WEIGHTS"].transform("last")  # one text a file
     texts[names] = texts[names].radd([f"{name} " for name in names])

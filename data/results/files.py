@@ -48,11 +48,11 @@ def write_json(content, file):
 
 
 def write_leaks(films, folder):
-    """Write leaks.csv, if there are any: held-out films that were left out, and what they show of another side."""
-    leaks = films[films["trained_on"] != ""]
+    """Write leaks.csv, if there are any: films that are excluded, as a film of another set shows the same."""
+    leaks = films[films["trained_on"].ne("") | films["tested_on"].ne("")]
     (folder / "leaks.csv").unlink(missing_ok=True)  # of an earlier run
     if len(leaks):
-        write_table(leaks[["path", "label", "patient_id", "trained_on"]], folder / "leaks.csv")
+        write_table(leaks[["path", "label", "patient_id", "trained_on", "tested_on"]], folder / "leaks.csv")
 
 
 def write_side(folder, settings, films, images, predictions, maps, title, note):
@@ -84,9 +84,8 @@ def write_results(folder, settings, films, images, results, recorded, held_out="
     recorded: settings.json; held_out: "split" or "fold", the column of split.csv that says which were held out.
     """
     note = recorded["note"]
-    for side, (predictions, maps) in results.items():
-        place = folder / "test" if side == "test" else folder
-        write_side(place, settings, films, images, predictions, maps, recorded["title"], note)
+    for predictions, maps in results.values():
+        write_side(folder, settings, films, images, predictions, maps, recorded["title"], note)
     columns = ["path", "label", "patient_id", held_out, "group", "film_sha256"]
     write_table(films[columns], folder / "split.csv", note)
     write_leaks(films, folder)

@@ -59,14 +59,22 @@ def describe_data(settings, split):
                      " that results may look too good.")
     if "TRAINED_ON" in constants:
         parts.append(f"They were scored by what was trained on other films ({constants['TRAINED_ON']}).")
+    given, column = settings["split"]["given"], "split" if "split" in split else "fold"
+    tested = split["group"][split[column].eq("test")]
+    patients = "the training patients" if len(tested) else "the patients"
+    if len(tested) and not given:
+        parts.append(f"A test set of {len(tested)} films of {tested.nunique()} patients came with the data; these"
+                     " patients are in no other set.")
     if "folds" in settings:
-        parts.append("Five models were trained, each without another fifth of its patients, stratified by class.")
+        parts.append(f"Five models were trained, each without another fifth of {patients}, stratified by class.")
         parts.append("The mean of their logits counts." if "TRAINED_ON" in constants else
-                     "Every patient was scored by the model that held it out; counts are added, the AUC and the"
-                     " last two rows are means of the folds.")
+                     f"Each of {patients} was scored by the model that held it out; counts are added, the AUC and"
+                     " the last two rows are means of the folds.")
+        if len(tested):
+            parts.append("The test set was scored by the mean of their logits.")
     elif "TRAINED_ON" not in constants:
-        how = "A fifth of the patients was held out, stratified by class"
-        if settings["split"]["given"]:
+        how = f"A fifth of {patients} was held out, stratified by class"
+        if given:
             how = "The split came with the data"
         sides = split.groupby("split")["group"].agg(["size", "nunique"])
         parts.append(f"{how}: " + ", ".join(f"{side} {films} films of {patients} patients"

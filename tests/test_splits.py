@@ -1,0 +1,573 @@
+"""Who is trained, validated and tested on, and what a model has seen: in tables first, then in runs."""
+import inspect
+import json
+import logging
+import shutil
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.model_selection import StratifiedGroupKFold
+from test_duplicates import CLASSES, make_fingerprints, make_table, turn_fingerprints
+from tiny import build_backbone, common, import_tiny, prepare
+
+from data import UserError, splits
+from data.duplicates import group_duplicates
+from data.results import metrics
+from data.splits import FOLDS, check_folds, check_sides, check_unseen, list_seen, split_patients
+
+
+def make_films(patients=60, malignant=0.4, mixed=0.0, seed=0):
+    """A table of one to five films a patient, in random order."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient in range(patients):
+        label = rng.random() < malignant
+        for view in range(rng.integers(1, 6)):
+            other = rng.random() < mixed
+            rows.append((f"{patient}_{view}.png", CLASSES[int(label != other)], f"patient {patient}"))
+    films = pd.DataFrame(rows, columns=["path", "label", "patient_id"]).sample(frac=1, random_state=seed)
+    return films.assign(split="", left_out="", group=films["patient_id"]).reset_index(drop=True)
+
+
+def give_split(films, held_out=10, name="validation"):
+    """The first patients are in the set `name`, the others in training."""
+    names = [f"patient {number}" for number in range(held_out)]
+    return films.assign(split=np.where(films["patient_id"].isin(names), name, "train"))
+
+
+def describe(films):
+    """What is printed of a set."""
+    return ", ".join(f"{label} {len(rows)} films of {rows['group'].nunique()} patients"
+                     for label, rows in films.groupby("label"))
+
+
+# ---- folds -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_group_is_in_two_sets_and_every_one_is_held_out_once(seed):
+    films = make_films(mixed=0.1, seed=seed)
+    films["group"] = films["patient_id"].str.replace(r".$", "", regex=True)  # up to ten patients in one
+    held_out = Counter()
+    for fold in range(FOLDS):
+        split = split_patients(films, fold, seed)
+        assert split.groupby("group")["split"].nunique().max() == 1
+        held_out.update(split["path"][split["split"] == "validation"])
+    assert held_out == Counter(dict.fromkeys(films["path"], 1))
+
+
+def test_the_seed_moves_the_split():
+    films = make_films()
+    split = split_patients(films, 0, 0)
+    assert split["split"].equals(split_patients(films, 0, 0)["split"])
+    assert not split["split"].equals(split_patients(films, 0, 1)["split"])
+
+
+def test_folds_keep_the_prevalence():
+    films = make_films(patients=400)
+    prevalence = films["label"].eq("malignant").mean()
+    for fold in range(FOLDS):
+        split = split_patients(films, fold, 0)
+        held_out = split[split["split"] == "validation"]
+        assert held_out["label"].eq("malignant").mean() == pytest.approx(prevalence, abs=0.03)
+        assert len(held_out) == pytest.approx(len(films) / FOLDS, rel=0.05)
+        check_sides(split)
+
+
+@pytest.mark.parametrize("given", ["", "validation", "test"])
+def test_films_left_out_change_no_other_set(given):
+    """As with CROP = "lesion", where films have no box: the folds are those of the other crops."""
+    films = give_split(make_films(), name=given) if given else make_films()
+    films.loc[films.index[films["patient_id"] == "patient 0"][:1], "split"] = "train" * bool(given)
+    unused = films.index % 3 == 0
+    expected = split_patients(films, 2, 0)
+    split = split_patients(films.assign(left_out=np.where(unused, "no lesion_box", "")), 2, 0)
+    assert (split["split"][unused] == "left out").all()
+    assert split["left_out"][unused].eq("no lesion_box").all()
+    assert split["fold"].equals(expected["fold"])
+    if given != "validation":
+        assert split["split"][~unused].equals(expected["split"][~unused])
+
+
+@pytest.mark.parametrize("tested", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_too_few_patients_for_the_folds_are_refused_with_the_remedy(grouped, tested):
+    """Four malignant ones outside of the test set; where pictures are known, eight of which five share one."""
+    films = make_films(patients=20, malignant=0)
+    rows = range(8 if grouped else 4)
+    films.loc[rows, "label"] = "malignant"
+    films.loc[rows, "patient_id"] = [f"other {row}" for row in rows]
+    films["group"] = films["patient_id"].replace({f"other {row}": "other 3" for row in rows if row > 3})
+    if tested:
+        names = ["tested 1", "tested 2", "tested 2"]
+        more = films.head(3).assign(path=["a", "b", "c"], patient_id=names, group=names)
+        films = pd.concat([films, more], ignore_index=True)
+        films["split"] = ["train"] * (len(films) - 3) + ["test", "test", "train"]
+    if not grouped:
+        films = films.drop(columns="group")
+    words = "4 malignant patients" + " outside of its test set" * tested
+    with pytest.raises(UserError, match=rf"{words} \(.*5 folds.*split.*labels.csv.*train/ and val/"):
+        check_folds(films)
+    check_folds(give_split(films))
+
+
+def test_a_table_that_only_tests_has_nobody_to_train_on():
+    films = give_split(make_films(), held_out=60, name="test")
+    with pytest.raises(UserError, match="0 benign patients outside of its test set"):
+        split_patients(films, 0, 0)
+
+
+# ---- sets that come with the data --------------------------------------------------------------
+
+
+def split_by_hand(films):
+    """{path: (split, tested_on, trained_on)} of given sets, by the rules of data/README.md, film by film."""
+    rows, answers = films.to_dict("records"), {}
+    trained = []
+    for row in rows:
+        tests = [other["path"] for other in rows if other["group"] == row["group"] and other["split"] == "test"]
+        if row["split"] != "test" and tests:
+            answers[row["path"]] = "left out", tests, []
+        elif row["split"] == "train":
+            trained.append(row)
+    for row in rows:
+        known = [other["path"] for other in trained if other["group"] == row["group"]]
+        if row["path"] not in answers and row["split"] == "validation" and known:
+            answers[row["path"]] = "left out", [], known
+    return {row["path"]: answers.get(row["path"], (row["split"], [], [])) for row in rows}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_given_sets_are_those_of_the_rules_film_by_film(seed):
+    """Every film in a set of its own, so that most patients are in several."""
+    films = make_films(patients=80, seed=seed)
+    names = np.random.default_rng(seed).choice(["train", "validation", "test"], len(films), p=[0.7, 0.2, 0.1])
+    films = films.assign(split=names)
+    split, expected = split_patients(films, 0, 0), split_by_hand(films)
+    assert {row.path: row.split for row in split.itertuples()} == {path: row[0] for path, row in expected.items()}
+    for row in split.itertuples():
+        _, tests, known = expected[row.path]
+        assert (row.tested_on in tests) if tests else row.tested_on == ""
+        assert (row.trained_on in known) if known else row.trained_on == ""
+        assert bool(row.left_out) == (row.split == "left out")
+    assert split["fold"].eq("").all()
+
+
+def test_31_patients_of_both_official_sides_leave_training(caplog):
+    """As in CBIS-DDSM: the test set stays whole, and what is left of training is dealt as if it were all."""
+    caplog.set_level(logging.INFO)
+    films = give_split(make_films(patients=400, seed=1), held_out=100, name="test")
+    both = [f"patient {number}" for number in range(31)]
+    again = films[films["patient_id"].isin(both)]
+    films = pd.concat([films, again.assign(path="again/" + again["path"], split="train")], ignore_index=True)
+    official = films["split"].eq("test")
+    pool = films[films["split"].eq("train") & ~films["patient_id"].isin(both)]
+    reference = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=3)
+    for fold, (_, rows) in enumerate(reference.split(pool, pool["label"], pool["group"])):
+        split = split_patients(films, fold, 3)
+        assert split["split"][official].eq("test").all(), "whole, and never validated on"
+        leaks = split["split"].eq("left out")
+        assert sorted(split["path"][leaks]) == sorted("again/" + again["path"])
+        assert split["tested_on"][leaks].isin(films["path"][official]).all()
+        assert set(split["patient_id"][leaks]) == set(both)
+        held_out = pool["path"].iloc[rows]
+        assert sorted(split["path"][split["split"].eq("validation")]) == sorted(held_out)
+        assert sorted(split["path"][split["split"].eq("train")]) == sorted(set(pool["path"]) - set(held_out))
+        check_sides(split, every_fold=True)
+    (line,) = {line for line in caplog.messages if line.startswith("excluded")}
+    assert line == f"excluded   {describe(again)}: its patient or picture is in the test set (leaks.csv)"
+
+
+def test_copies_of_test_pictures_leave_training_with_all_films_of_their_patient():
+    films = give_split(make_films(), name="test")
+    films["group"] = films["group"].replace("patient 50", "patient 5")  # who share a picture
+    split = split_patients(films, 0, 0)
+    assert set(split["patient_id"][split["split"].eq("left out")]) == {"patient 50"}
+
+
+def test_a_training_film_that_is_left_out_is_no_reason_to_leave_out_another():
+    films = give_split(make_films(patients=30))
+    first, *others = films.index[films["patient_id"] == "patient 20"]
+    films.loc[others, "split"] = "validation"
+    films.loc[first, "left_out"] = "no lesion_box"
+    split = split_patients(films, 0, 0)
+    assert others
+    assert (split["split"][others] == "validation").all()
+
+
+def test_training_films_alone_are_dealt_as_films_without_a_split_are():
+    films = make_films()
+    assert split_patients(films.assign(split="train"), 1, 0).equals(split_patients(films, 1, 0))
+
+
+def test_patients_with_both_classes_are_counted(caplog):
+    caplog.set_level(logging.INFO)
+    films = make_films(patients=100, mixed=0.1)
+    mixed = (films.groupby("patient_id")["label"].nunique() == 2).sum()
+    group_duplicates(films, make_fingerprints(np.random.default_rng(0), len(films)))
+    assert f"{mixed} patients have benign and malignant films" in caplog.text
+
+
+LEAK = {"validation": "its patient or picture is trained on", "test": "its patient or picture is in the test set"}
+
+
+# ---- what is printed and refused ---------------------------------------------------------------
+
+
+def test_a_set_without_a_class_is_refused_with_what_was_excluded():
+    films = make_films(patients=30)
+    apart = films.assign(split=films["label"].map({"malignant": "train", "benign": "validation"}))
+    with pytest.raises(UserError, match="training set has no benign film: check DATA_DIR, CROP, FOLD"):
+        check_sides(split_patients(apart, 0, 0))
+    unused = films["label"] == "malignant"
+    words = rf"the training set has no malignant film; {unused.sum()} films are excluded: no lesion_box: check"
+    with pytest.raises(UserError, match=words):
+        check_sides(split_patients(films.assign(left_out=np.where(unused, "no lesion_box", "")), 0, 0))
+    tested = split_patients(give_split(films, name="test"), 0, 0)
+    tested.loc[tested["split"].eq("test"), "label"] = "benign"
+    with pytest.raises(UserError, match="test set has no malignant film"):
+        check_sides(tested)
+
+
+@pytest.mark.parametrize(("later", "loses"), [("validation", "validation"), ("test", "training")])
+def test_given_sets_that_share_all_patients_are_refused_with_the_remedy(later, loses):
+    films = give_split(make_films(patients=60))  # ten have a validation set for themselves
+    more = films[films["split"].eq("train")].assign(split=later, path=lambda table: "again/" + table["path"])
+    if later == "validation":
+        films = films[films["split"].eq("train")]
+    split = split_patients(pd.concat([films, more], ignore_index=True), 0, 0)
+    match = rf"^the {loses} set has no .*; {len(more)} films are excluded: .*\(leaks\.csv\): move whole patients"
+    with pytest.raises(UserError, match=match):
+        check_sides(split)
+
+
+def test_all_folds_are_checked_before_the_first_is_trained():
+    films = split_patients(make_films(patients=40), 0, 0)
+    check_sides(films, every_fold=True)
+    malignant = films["label"].eq("malignant") & films["fold"].eq("3")
+    films.loc[malignant, ["split", "left_out"]] = "left out", "no lesion_box"
+    check_sides(films)
+    with pytest.raises(UserError, match=rf"^fold 3 has films of one class only; {malignant.sum()} films"):
+        check_sides(films, every_fold=True)
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_the_counts_that_are_printed(caplog, name):
+    caplog.set_level(logging.INFO)
+    films = give_split(make_films(patients=100, mixed=0.1), name=name)
+    films["group"] = films["group"].replace("patient 51", "patient 50")  # who share a picture count once
+    films.loc[films.index[films["patient_id"] == "patient 0"][0], "split"] = "train"
+    films.loc[films["patient_id"] == "patient 1", "left_out"] = "no lesion_box"
+    split = split_patients(films, 0, 0)
+    check_sides(split)
+    sets = ["train", "validation"] + ["test"] * (name == "test")
+    lines = [f"{side:10} {describe(split[split['split'].eq(side)])}" for side in sets]
+    for reason, listed in (("no lesion_box", ""), (LEAK[name], " (leaks.csv)")):
+        lines.append(f"excluded   {describe(split[split['left_out'].eq(reason)])}: {reason}{listed}")
+    assert sorted(caplog.messages) == sorted(lines)
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def collection():
+    """(films, fingerprints): eight films of as many patients, of which the last four are held out."""
+    names = [f"patient {number}" for number in range(8)]
+    sides = ["train"] * 4 + ["validation"] * 4
+    films = make_table(names).assign(group=names, patient_from="labels.csv", split=sides, fold="0", left_out="")
+    return films, make_fingerprints(np.random.default_rng(0), 8)
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """A function that leaves what a run does of its films; returns settings with which another starts from it."""
+
+    def write(films, fingerprints, trained, name="run", weights="imagenet", column="split"):
+        (tmp_path / name).mkdir()
+        films = films.assign(split=np.where(films.index.isin(trained), "train", "validation"))
+        films[["path", "patient_id", column, "group"]].to_csv(tmp_path / name / "split.csv", index=False)
+        np.save(tmp_path / name / "fingerprints.npy", fingerprints)
+        (tmp_path / name / "settings.json").write_text(json.dumps({
+            "constants": {"WEIGHTS": str(weights)}, "weights": {"origin": str(weights), "pretrained": True}}))
+        return types.SimpleNamespace(WEIGHTS=tmp_path / name / "model.keras", FOLD=0, DATA_DIR=tmp_path / "films")
+
+    return write
+
+
+def test_weights_that_have_seen_held_out_patients_or_their_pictures_are_refused(collection, write_run):
+    films, prints = collection
+    settings = write_run(films, prints, trained=range(5))
+    with pytest.raises(UserError, match=r"^WEIGHTS: .* trained on 1 of the 4 held-out patients.* SPLIT_SEED"):
+        check_unseen(films, prints, settings)
+    names = [f"other {number}" for number in range(8)]
+    renamed = films.assign(patient_id=names, group=names)
+    with pytest.raises(UserError, match="1 of the 4 held-out patients"):  # known by a turned picture
+        check_unseen(renamed, turn_fingerprints(prints, 77, mirrored=True), settings)
+    others = make_fingerprints(np.random.default_rng(1), 8)
+    sides = ["train"] * 4 + ["test"] + ["validation"] * 3
+    with pytest.raises(UserError, match="1 of the 4 held-out patients"):  # known by the patient
+        check_unseen(films.assign(split=sides), others, settings)
+    settings.FOLD = "all"
+    with pytest.raises(UserError, match="5 of the 8 held-out patients"):  # each is held out once
+        check_unseen(films, prints, settings)
+    with pytest.raises(UserError, match="4 of the 7 held-out patients"):  # one has no lesion_box
+        check_unseen(films.assign(split=["left out", *sides[1:]]), prints, settings)
+    folds = films.assign(fold=[*"01234", "left out", "test", "test"])
+    pooled = write_run(folds, prints, [], name="all folds", column="fold")
+    pooled.FOLD = "all"
+    with pytest.raises(UserError, match="5 of the 8 held-out patients"):
+        check_unseen(films, others, pooled)
+    given = films.assign(fold="", split=["train"] * 5 + ["validation"] * 3)
+    check_unseen(given, prints, settings)  # FOLD is not used
+
+
+def test_weights_that_have_not_seen_them_are_accepted(collection, write_run, caplog):
+    caplog.set_level("INFO")
+    films, prints = collection
+    check_unseen(films, prints, write_run(films, prints, trained=range(4)))
+    assert "none of the held-out patients" in caplog.text
+    others = make_fingerprints(np.random.default_rng(1), 8)
+    for number, source in enumerate(("unknown", "PatientID")):  # neither a file name nor a number is a patient
+        names = films["path"] if source == "unknown" else [f"dicom_{row:05d}" for row in range(8)]
+        elsewhere = films.assign(patient_from=source, patient_id=names, group=names)
+        settings = write_run(elsewhere, prints, trained=range(8), name=f"run{number}")
+        check_unseen(elsewhere, others, settings)
+
+
+def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, write_run, caplog):
+    films, prints = collection
+    first = write_run(films, prints, trained=range(5), name="first")
+    others = films.assign(patient_id=[f"other {number}" for number in range(8)])
+    settings = write_run(others, make_fingerprints(np.random.default_rng(1), 8), range(4), weights=first.WEIGHTS)
+    with pytest.raises(UserError, match="1 of the 4 held-out patients"):
+        check_unseen(films, prints, settings)
+    folder = settings.WEIGHTS.parent
+    assert list_seen(films["path"], list(prints), folder) == [True] * 5 + [False] * 3
+    assert "unknown" not in caplog.text
+    (first.WEIGHTS.parent / "split.csv").unlink()
+    check_unseen(films, prints, settings)
+    assert f"{first.WEIGHTS.parent} is not the whole folder of a run" in caplog.text
+    assert "none of the held-out" not in caplog.text, "which nobody knows"
+    assert list_seen(films["path"], [*prints[:7], None], folder) == ["unknown"] * 8
+    caplog.clear()
+    np.save(folder / "fingerprints.npy", prints[:, :1])
+    assert list_seen(films["path"], list(prints), folder) == ["unknown"] * 8
+    assert "is of an older version" in caplog.text
+
+
+def test_a_new_film_is_known_by_its_picture_or_by_the_patient_in_its_name(collection, write_run, caplog):
+    films, prints = collection
+    names = ["mias_001", "A_1109", *films["patient_id"][2:]]
+    settings = write_run(films.assign(patient_id=names, group=names), prints, trained=range(4))
+    paths = ["new/mdb002.png", "new/A_1109_1.LEFT_CC.png", "A_1110_1.LEFT_CC.png", "patient 3", "000003.png",
+             "held out.png", "copy.png", "unreadable.png"]
+    new = make_fingerprints(np.random.default_rng(1), 5)
+    pictures = [*new, prints[5], turn_fingerprints(prints[3], 123, mirrored=True), None]
+    seen = list_seen(paths, pictures, settings.WEIGHTS.parent)
+    assert seen == [True, True, False, False, False, False, True, "unknown"]
+    assert "3 of 8 films show a picture or a patient that the model was trained on" in caplog.text
+
+
+def test_imagenet_weights_are_known_by_what_keras_publishes():
+    for name in ("ResNet50", "VGG16"):
+        source = inspect.getsource(sys.modules[getattr(common.keras.applications, name).__module__])
+        (digest,) = (digest for digest, model in splits.IMAGENET.items() if model == name and len(digest) == 32)
+        assert digest in source
+
+
+@pytest.mark.parametrize("known_by", ["file", "arrays", "nothing"])
+def test_imagenet_weights_by_path_are_imagenet_and_nobody_is_told_that_it_is_unknown(
+        collection, tmp_path, monkeypatch, caplog, known_by):
+    """In a file as Keras has it, or the same arrays in another file."""
+    caplog.set_level("INFO")
+    films, prints = collection
+    backbone = build_backbone(None)
+    backbone.save_weights(tmp_path / "a.weights.h5")
+    settings = prepare(tmp_path, WEIGHTS=str(tmp_path / "a.weights.h5"))
+    _, weights = common.load_backbone(build_backbone, films, prints, settings)
+    assert weights["origin"].endswith("a.weights.h5")
+    assert "unknown" in caplog.text
+    caplog.clear()
+    file = common.hashlib.md5((tmp_path / "a.weights.h5").read_bytes()).hexdigest()
+    monkeypatch.setattr(splits, "IMAGENET", {"file": {file: "tiny"}, "arrays": {weights["sha256"]: "tiny"},
+                                             "nothing": {"0": "tiny"}}[known_by])
+    _, weights = common.load_backbone(build_backbone, films, prints, settings)
+    assert (weights["origin"] == "imagenet") == ("unknown" not in caplog.text) == (known_by != "nothing")
+    assert weights["pretrained"]
+
+
+# ---- runs --------------------------------------------------------------------------------------
+
+
+def write_films(folder, count, first=0):
+    """Films of smooth noise, 60 x 40: `count` from <first>.png on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        pixels = cv2.resize(np.random.default_rng(number).random((6, 4)), (40, 60))
+        assert cv2.imwrite(str(folder / f"{number}.png"), (255 * pixels / pixels.max()).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    """(script, single, folder): runs with FOLD 2, then "all", on 24 films to train and 8 to test.
+
+    Training film 0 is of a patient that is tested, and training film 3 is a mirrored copy of test film 24.
+    """
+    place = tmp_path_factory.mktemp("tested")
+    write_films(place / "films", 32)
+    image = cv2.imread(str(place / "films" / "24.png"), cv2.IMREAD_UNCHANGED)
+    assert cv2.imwrite(str(place / "films" / "3.png"), image[:, ::-1])
+    numbers = np.arange(32)
+    pd.DataFrame({
+        "path": [f"{number}.png" for number in numbers], "label": np.take(CLASSES, numbers // 2 % 2),
+        "patient_id": ["tested" if number in (0, 31) else f"p{number // 2}" for number in numbers],
+        "split": np.where(numbers < 24, "train", "test")}).to_csv(place / "films" / "labels.csv", index=False)
+    script = import_tiny(place, place / "films", FOLD=2, EPOCHS=1, WEIGHTS=None)
+    single = script.main()
+    script.FOLD = "all"
+    return script, single, script.main()
+
+
+TEST = [f"{number}.png" for number in range(24, 32)]
+LEAKS = ["0.png", "2.png", "3.png"]  # of the patient, the copy, and the other film of the patient with the copy
+POOL = [f"{number}.png" for number in range(24) if f"{number}.png" not in LEAKS]
+
+
+def read_table(file):
+    return pd.read_csv(file, keep_default_na=False, dtype={"fold": str})
+
+
+def test_a_test_set_is_scored_once_by_a_run_and_never_validated_on(tested):
+    _, single, _ = tested
+    split = read_table(single / "split.csv").set_index("path")["split"]
+    assert sorted(split.index[split == "test"]) == TEST
+    assert sorted(split.index[split == "left out"]) == LEAKS
+    assert sorted(split.index[split.isin(["train", "validation"])]) == sorted(POOL)
+    validation, test = (read_table(place / "predictions.csv") for place in (single, single / "test"))
+    assert sorted(validation["path"]) == sorted(split.index[split == "validation"]) != []
+    assert sorted(test["path"]) == TEST
+    leaks = read_table(single / "leaks.csv").set_index("path")
+    assert leaks["tested_on"].to_dict() == {"0.png": "31.png", "2.png": "24.png", "3.png": "24.png"}
+    assert leaks["trained_on"].eq("").all()
+    results = json.loads((single / "test" / "metrics.json").read_text("utf-8"))
+    assert (results["side"], results["validation_images"], results["validation_patients"]) == ("test", 8, 5)
+    summary = " ".join((single / "summary.md").read_text("utf-8").split())
+    for words in ("A test set of 8 films of 5 patients came with the data; these patients are in no other set",
+                  "A fifth of the training patients was held out", "3 films were left out: its patient or picture",
+                  "| 8 test films of 5 patients |", metrics.with_interval(results, "brier")):
+        assert words in summary
+
+
+def test_of_all_folds_the_mean_logit_counts_and_no_fold_is_scored_on_the_test_set(tested):
+    script, single, folder = tested
+    recorded = json.loads((folder / "settings.json").read_text("utf-8"))
+    folds = [folder.with_name(name) for name in recorded["folds"]]
+    assert [fold for fold in folds if (fold / "test").exists()] == [single], "which was run alone before"
+    predictions = read_table(folder / "predictions.csv")
+    assert sorted(predictions["path"]) == sorted(POOL), "every patient outside of the test set once"
+    split = read_table(folder / "split.csv").set_index("path")["fold"]
+    assert split[TEST].eq("test").all() and split[LEAKS].eq("left out").all()
+    assert set(split[POOL]) == set("01234")
+    test = read_table(folder / "test" / "predictions.csv")
+    paths = [Path(script.DATA_DIR) / path for path in test["path"]]
+    logits = []
+    for fold in folds:
+        probabilities = common.predict(fold, paths)["probability"]
+        logits.append(np.log(probabilities / (1 - probabilities)))
+    assert np.std(logits, axis=0).min() > 0
+    assert np.allclose(test["probability"], 1 / (1 + np.exp(-np.mean(logits, axis=0))), atol=1e-6)
+    runs = pd.read_csv(folder.parent / "runs.csv")
+    assert sorted(runs["run"][runs["side"] == "test"]) == sorted([single.name, folder.name])
+    summary = " ".join((folder / "summary.md").read_text("utf-8").split())
+    assert "without another fifth of the training patients" in summary
+    assert "The test set was scored by the mean of their logits." in summary and "| 8 test films of" in summary
+
+
+def test_a_run_that_was_stopped_before_the_test_set_scores_it_and_trains_nothing(tested, capsys):
+    script, _, folder = tested
+    files = [folder / "summary.md", *sorted((folder / "test").glob("*.*"))]
+    before = [file.read_bytes() for file in files]
+    shutil.rmtree(folder / "test")
+    files[0].write_text("without the table of the test set")
+    assert script.main() == folder
+    console = capsys.readouterr().out
+    assert "Epoch" not in console and "on 8 test films of 5 patients" in console
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("all_folds", [False, True])
+def test_predict_says_what_the_model_was_trained_on(tested, tmp_path, capsys, all_folds):
+    script, single, folder = tested
+    data = Path(script.DATA_DIR)
+    split = read_table(single / "split.csv")
+    rows = {name: split["path"][split["split"] == name].iloc[0] for name in ("train", "validation", "test")}
+    for name, path in rows.items():
+        image = cv2.imread(str(data / path), cv2.IMREAD_UNCHANGED)
+        assert cv2.imwrite(str(tmp_path / f"mirrored {name}.png"), image[:, ::-1])
+    write_films(tmp_path, 1, first=99)
+    (tmp_path / "broken.png").write_text("no film")
+    run = folder if all_folds else single
+    table = common.predict(run, tmp_path)
+    assert table.columns.tolist() == ["path", "probability", "predicted", "trained_on", "reason"]
+    seen = {Path(row.path).stem: row.trained_on for row in table.itertuples()}
+    assert seen == {"mirrored train": True, "mirrored validation": all_folds, "mirrored test": False, "99": False,
+                    "broken": "unknown"}
+    count = 2 if all_folds else 1
+    assert f"{count} of 5 films show a picture or a patient that the model" in capsys.readouterr().out
+    copy = shutil.copytree(single, tmp_path / "copy")
+    (copy / "fingerprints.npy").unlink()
+    assert common.predict(copy, tmp_path / "99.png")["trained_on"].item() == "unknown"
+    assert "what its weights were trained on is unknown" in capsys.readouterr().out
+
+
+def test_the_same_patients_are_trained_on_again_with_another_seed(tested):
+    """And with another SPLIT_SEED other patients, so that the page has two sections."""
+    script, single, _ = tested
+    outputs = Path(script.OUTPUT_DIR).with_name("seeds")
+    vars(script).update(OUTPUT_DIR=str(outputs), FOLD=2)
+    shutil.copytree(single, outputs / single.name)
+    try:
+        folders = [single]
+        for constants in ({"SEED": 1}, {"SEED": 0, "SPLIT_SEED": 1}):
+            vars(script).update(constants)
+            folders.append(script.main())
+    finally:
+        vars(script).update(OUTPUT_DIR=str(single.parent), FOLD="all", SEED=0, SPLIT_SEED=0)
+    first, again, other = ((folder / "split.csv").read_text("utf-8") for folder in folders)
+    assert first == again != other
+    first, again = (read_table(folder / "predictions.csv") for folder in folders[:2])
+    assert first["path"].equals(again["path"]) and not np.allclose(first["probability"], again["probability"])
+    page = (outputs / "report.html").read_text("utf-8")
+    assert len(set(folders)) == 3
+    assert page.count("<h2>") == 4, "validation and test of both deals"
+    assert all(text in page for text in ("SEED 0", "SEED 1", "SPLIT_SEED 1"))
+
+
+def test_a_validation_set_and_a_test_set_of_the_data_are_used_as_they_are(tmp_path):
+    """FOLD is not used. A picture is in both: the test set keeps it, the validation set loses its patient."""
+    write_films(tmp_path / "films", 30)
+    shutil.copy(tmp_path / "films" / "15.png", tmp_path / "films" / "29.png")
+    numbers = np.arange(30)
+    table = pd.DataFrame({
+        "path": [f"{number}.png" for number in numbers], "label": np.take(CLASSES, numbers // 2 % 2),
+        "patient_id": [f"p{number // 2}" for number in numbers],
+        "split": np.repeat(["train", "val", "test"], [14, 8, 8])})
+    table.to_csv(tmp_path / "films" / "labels.csv", index=False)
+    folder = import_tiny(tmp_path, tmp_path / "films", EPOCHS=1, WEIGHTS=None, FOLD="all").main()
+    assert "-all-" not in folder.name, "a given validation set has no folds"
+    split = read_table(folder / "split.csv").set_index("path")["split"]
+    assert sorted(split.index[split == "left out"]) == ["14.png", "15.png"]
+    assert read_table(folder / "leaks.csv")["tested_on"].isin(["28.png", "29.png"]).all()
+    for place, numbers in ((folder, range(16, 22)), (folder / "test", range(22, 30))):
+        assert sorted(read_table(place / "predictions.csv")["path"]) == [f"{number}.png" for number in numbers]
+    summary = " ".join((folder / "summary.md").read_text("utf-8").split())
+    assert "The split came with the data: left out 2 films" in summary and "| 8 test films of" in summary
+    assert sorted(pd.read_csv(folder.parent / "runs.csv")["side"]) == ["test", "validation"]
+    assert "test side" in (folder.parent / "report.html").read_text("utf-8")

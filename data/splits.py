@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from data import UserError, log
 from data.duplicates import find_groups
+from data.films import list_some
 
 FOLDS = 5  # parts of the patients, one of which is held out
 HERE = Path(__file__).resolve().parent.parent
@@ -66,6 +67,8 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
         if len(counts):
             log.info("%-10s %s", side, ", ".join(f"{label} {size} films of {patients} patients"
                                                  for label, size, patients in counts.itertuples()))
+    for reason, paths in films.loc[films["left_out"].ne("")].groupby("left_out")["path"]:
+        log.info("%-10s %d films (%s): %s", "excluded", len(paths), reason, list_some(paths.tolist()))
     reasons = films.loc[films["left_out"].ne(""), "left_out"].value_counts()
     left_out = "".join(f"; {count} films are left out: {reason}" for reason, count in reasons.items())
     if films["trained_on"].ne("").any() and not films["split"].eq("validation").any():

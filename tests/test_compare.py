@@ -217,16 +217,18 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
     write_run("other films", collection="others", DATA_DIR="/films/ddsm-1.0")
     write_run("other folds", SEED=1)
     write_run("no folds", given=True)
-    for name, given, column, value in (
-            ("other patients", False, "group", "000"), ("another split", True, "split", "train")):
-        file = write_run(name, given=given) / "split.csv"
+    for name, given, collection, column, value in (
+            ("other patients", False, "", "group", "000"), ("another split", True, "", "split", "train"),
+            ("excluded", True, "others", "split", "left out")):
+        file = write_run(name, given=given, collection=collection) / "split.csv"
         split = pd.read_csv(file, dtype=str)
         split.loc[:7, column] = value
         split.to_csv(file, index=False)
     page, _ = compare()
-    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + 3 * [
-        "phantoms: 200 films of 100 patients"] + ["phantoms: 200 films of 97 patients"]
-    assert sorted(map(len, page.tables)) == [1, 1, 1, 2, 2], "two settings, or two given splits"
+    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + [
+        "phantoms: 192 films of 96 patients"] + 3 * ["phantoms: 200 films of 100 patients"] + [
+        "phantoms: 200 films of 97 patients"]
+    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 2, 2], "two settings, or two given splits"
 
 
 def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_all_pairs(write_run, compare):

@@ -304,8 +304,9 @@ def test_the_counts_that_are_logged(caplog):
     caplog.set_level(logging.INFO)
     films = make_films(patients=100, mixed=0.1)
     films["group"] = films["group"].replace("patient 1", "patient 0")  # who share a picture count once
-    split = split_patients(films, 0, 0)
+    split = split_patients(films.assign(left_out=np.where(films.index < 3, "no lesion_box", "")), 0, 0)
     check_sides(split)
+    assert "excluded   3 films (no lesion_box): " + ", ".join(map(repr, films["path"][:3])) in caplog.text
     for side in ("train", "validation"):
         for label in CLASSES:
             rows = split[(split["split"] == side) & (split["label"] == label)]

@@ -1,9 +1,9 @@
 """Mammograms and results without networks: nothing in this package knows Keras, TensorFlow or common.py.
 
-films.py finds the films and their patients. reading.py turns one file into a 224 x 224 image, with dicom.py for
-DICOM. duplicates.py finds films that show the same picture. splits.py says who is trained on and tested on.
-results/ measures, draws and describes predictions. The other folders are collections, each with a prepare.py;
-preparing.py is what these share.
+films.py finds the films and their patients, with names.py for what names tell. reading.py turns one file into a
+224 x 224 image, with dicom.py for DICOM. duplicates.py finds films that show the same picture. splits.py says who
+is trained on and tested on. results/ measures, draws and describes predictions. The other folders are collections,
+each with a prepare.py; preparing.py is what these share.
 """
 import contextlib
 import logging

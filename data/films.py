@@ -1,27 +1,58 @@
-"""Which films there are: folder layouts, labels.csv and patients become one table."""
+"""Which mammograms there are, and whose: folder layouts, labels.csv and patients become one table.
+
+A film is one mammogram: an image file, and a row of the table.
+"""
+import codecs
+import csv
 import io
 import os
+import re
 import runpy
+import shlex
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from data import UserError, log
+from data.names import (ROUNDED, find_companions, first_known, is_nobody, match_patients, read_path, to_key,
+                        to_side, to_view)
 
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", ".dcm", ".dicom")
 VALIDATION_WORDS = ("val", "valid", "validation")  # the first of them that is there counts
-COLUMNS = ["path", "label", "split", "patient_id", "lesion_box"]
+COLUMNS = ["path", "label", "split", "patient_id", "lesion_box", "side", "view"]
 LESION_BOXES = r"(\d{1,6}:\d{1,6}:[1-9]\d{,5}:[1-9]\d{,5}(\|(?!$)|$))*"  # x:y:width:height, joined by |
-PATIENT_NAMES = {  # how public collections write the patient into the name of a file or folder
-    "CBIS-DDSM": r"(?<![A-Za-z0-9])(P_\d{5})(?!\d)",
-    "DDSM": r"(?<![A-Za-z0-9])([A-D]_\d{4})_\d\.(?:LEFT|RIGHT)_(?:CC|MLO)",
-    "INbreast": r"(?<!\d)\d{8}_([0-9a-f]{16})_MG_[LR]_",
-    "mini-MIAS": r"(?i)(?<![a-z0-9])mdb(\d{3})(?!\d)",  # of the film: 1 and 2 are one patient
-}
 PHANTOMS = Path(__file__).resolve().parent / "phantoms"
 LAYOUTS = ("DATA_DIR needs benign/ and malignant/, or train/ and val/ or test/ with these, or labels.csv:"
            " data/README.md")
+SAVE_AS = 'save it as labels.csv (in Excel: "CSV UTF-8")'
+OTHER_TABLES = r"label.*\.(csv|xls[xm]?|ods|tsv|txt)"  # files that may be meant to be labels.csv
+COLUMN_WORDS = {  # how other tables call a column
+    "label": r"label|class|patholog|diagnos|target|malignan|benign|cancer|bi.?rads|outcome|categor",
+    "path": r"image|img|file|path(?!ol)|dicom",
+    "patient_id": r"(patient|subject|person)[\W_]*(id|no|nr|num|number|code|key)?$",
+    "side": r"laterality|left or right",
+    "view": r"(view|image)[\W_]*(position|view)",
+}
+NORMAL = "normal is not benign, as both classes show a finding"
+HINTS = {  # what to write where a label or a folder has another name
+    r"(normal|healthy).*": f"{NORMAL}: remove films without one",
+    r"[01](\.0)?|true|false|yes|no|pos(itive)?|neg(ative)?":
+        "write benign for 0 and malignant for 1, if that is what they mean",
+    r"[bm]|(ben|mal|cancer).*": "write benign or malignant, and nothing else",
+    r"bi.?rads?.*|[2-6][abc]?(\.0)?": "BI-RADS categories are no labels: write benign (often for 2) or malignant"
+                                      " (often for 5 and 6), and leave out what is neither",
+}
+TAGS = ["PatientID", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence"]  # read before the pixels
+MANY = 8  # films: a patient seldom has more
+PUBLIC, TEXT = "public PatientID", "text before side and view"  # sources of patients
 
 
 def list_some(items):
@@ -61,7 +92,20 @@ def list_images(films):
     images = sorted(filter(is_image, list_files(path))) if path.is_dir() else [path]
     if not images:
         raise UserError(f"{path} has no image: {', '.join(IMAGE_SUFFIXES)}.")
-    return images
+    ignored = {path / name for name in log_companions([image.relative_to(path).as_posix() for image in images])}
+    return [image for image in images if image not in ignored]
+
+
+# ---- layouts -----------------------------------------------------------------------------------
+
+
+def log_companions(paths):
+    """find_companions, and tell of them."""
+    companions = find_companions(paths)
+    if companions:
+        log.warning("%d masks or drawings beside an image of the same name are ignored: %s", len(companions),
+                    list_some(companions))
+    return companions
 
 
 def read_folders(root):
@@ -79,29 +123,100 @@ def read_folders(root):
     images = list(filter(is_image, files))
     ignored = sorted({*root.iterdir(), *tops} - {*sides, *classes}) + sorted({*files} - {*images})
     names = [str(path.relative_to(root)) for path in ignored if not path.name.startswith(".")]
-    rows = [(os.fsencode(path.relative_to(root).as_posix()).decode(), *files[path], "", "") for path in images]
-    return pd.DataFrame(rows, columns=COLUMNS, dtype=str), list_some(names)
+    rows = [(path.relative_to(root).as_posix(), *files[path], "", "", "", "") for path in images]
+    if foreign := [os.fsencode(path) for path, *_ in rows if os.fsencode(path) != path.encode(errors="ignore")]:
+        shown = ", ".join(path.decode(errors="backslashreplace") for path in foreign[:20])
+        raise UserError(f"{root} has {len(foreign)} files whose names are not in UTF-8: rename {shown}.")
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=str), names
+
+
+def read_text(file):
+    """The text of a labels.csv in UTF-8, UTF-16 or Windows-1252. Raises UserError."""
+    content = file.read_bytes()
+    if content.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
+        raise UserError(f"{file} is a workbook: {SAVE_AS}.")
+    names = {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        names = {"utf-16": "UTF-16"}
+    elif content[1:2] == b"\0":
+        names = {"utf-16-le": "UTF-16"}
+    for encoding, name in names.items():
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            if name != "UTF-8":
+                log.info("labels.csv is not in UTF-8: it was read as %s", name)
+            return text
+    raise UserError(f"{file} is no text in UTF-8, UTF-16 or Windows-1252: {SAVE_AS}.")
+
+
+def read_cells(file):
+    """The table of a labels.csv as it is written, all str; its first row has the names. Raises UserError.
+
+    Neither a first line sep=; nor comments, empty rows and empty columns at the end count.
+    """
+    lines = list(io.StringIO(read_text(file), newline=""))
+    declared = re.match(r'(?i)"?sep=(.)', lines[0]) if lines else None
+    if declared:
+        lines[0] = "\n"
+    for number, line in enumerate(lines):
+        first = re.split(r"[,;\t]", line)[0].strip(' "\r\n')
+        if first.startswith("#") and not os.path.isfile(file.parent / first):
+            lines[number] = "\n"
+    header = next(filter(str.strip, lines), "")
+    separator = declared[1] if declared else max(",;\t", key=header.count)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    rows = {0: []}  # by their last line
+    try:
+        for cells in reader:
+            rows[reader.line_num] = [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise UserError(f"{file}, line {max(rows) + 1}: remove the quotation mark that is not closed or stands"
+                        " inside of a cell.") from error
+    rows = {number: cells for number, cells in rows.items() if any(cells)}
+    if not rows:
+        raise UserError(f"{file} is empty: it needs a first row with path and label, and a row for each image.")
+    names, *others = rows.values()
+    while not names[-1]:
+        names.pop()
+    for number, cells in rows.items():
+        if any(cells[len(names) :]):
+            raise UserError(f"{file}, line {number} has {len(cells)} cells, but the first row has {len(names)}:"
+                            f" name the columns, or put a cell that holds {separator!r} into quotation marks.")
+    cells = [(cells + [""] * len(names))[: len(names)] for cells in others]
+    return pd.DataFrame(cells, columns=[name.lower() for name in names], dtype=str)
+
+
+def suggest_names(names):
+    """What to rename, as words of a sentence, where columns seem to be those that are missing."""
+    missing = [column for column in COLUMN_WORDS if column not in names]
+    others = [name for name in names if name not in COLUMNS]
+    return "; ".join(f"rename {name!r} to {column}" for column in missing for name in others
+                     if re.search(COLUMN_WORDS[column], name))
+
+
+def suggest_labels(words):
+    """What to write instead of these labels, as sentences after a space."""
+    return "".join(f" {hint[0].upper()}{hint[1:]}." for pattern, hint in HINTS.items()
+                   if any(re.fullmatch(pattern, word.casefold()) for word in words))
 
 
 def read_labels(file):
     """Table of a labels.csv. Raises UserError for what is wrong."""
-    try:  # the header is a row, too: a longer row is an error
-        text = file.read_text("utf-8-sig")
-        separator = max(",;\t", key=text.partition("\n")[0].count)
-        cells = pd.read_csv(io.StringIO(text), sep=separator, header=None, dtype=str, na_filter=False)
-    except ValueError as error:
-        raise UserError(f"{file} is no table ({str(error).strip()}): save it as CSV in UTF-8.") from error
-    cells = cells.map(str.strip)
-    names = cells.loc[0].str.lower().tolist()
-    if not {"path", "label"} <= {*names} or len({*names}) < len(names):
-        raise UserError(f"{file} needs columns path and label, each once; it has {list_some(names)}.")
+    table = read_cells(file)
+    names = table.columns.tolist()
+    if not {"path", "label"} <= {*names} or any(names.count(name) > 1 for name in names if name):
+        raise UserError(f"{file} needs columns path and label, each once; it has {list_some(names)}:"
+                        f" {suggest_names(names) or 'name them in the first row'}.")
     if others := [name for name in names if name not in COLUMNS]:
         log.info("columns of labels.csv that are not used: %s", list_some(others))
-    table = cells[1:].set_axis(names, axis=1).reindex(columns=COLUMNS, fill_value="")
+        if advice := suggest_names(names):
+            log.warning("to use these columns, %s", advice)
+    table = table[[name for name in COLUMNS if name in names]].reindex(columns=COLUMNS, fill_value="")
     table["path"] = [Path(path.replace("\\", "/")).as_posix() for path in table["path"]]
     table[["label", "split"]] = table[["label", "split"]].apply(lambda column: column.str.lower())
     files = pd.Index([os.path.normpath(file.parent / path) for path in table["path"]])
     boxes = table["lesion_box"].str.fullmatch(LESION_BOXES)
+    sides = [bool(to_side(side)) or is_nobody(side) for side in table["side"]]
     words = ("train", *VALIDATION_WORDS, "test") if table["split"].any() else ("",)
     for column, problem, wrong in (
         ("label", "rows have a label other than benign or malignant", ~table["label"].isin(CLASSES)),
@@ -109,52 +224,177 @@ def read_labels(file):
         ("path", "paths name no file", [not os.path.isfile(path) for path in files]),
         ("path", "paths have rows that contradict each other", files.duplicated() & ~table.duplicated()),
         ("lesion_box", "rows have a lesion_box other than x:y:width:height", ~boxes),
+        ("side", "rows have a side other than left or right", ~np.array(sides, bool)),
+        ("patient_id", "rows have a patient_id that a spreadsheet has rounded (format the column as text, and"
+                       " enter the ids again)", table["patient_id"].str.fullmatch(ROUNDED)),
     ):
         if any(wrong):
-            raise UserError(f"{file}: {sum(wrong)} {problem}: {list_some(table[column][wrong].unique())}.")
+            found = table[column][wrong].unique()
+            advice = suggest_labels(found) if column == "label" else ""
+            raise UserError(f"{file}: {sum(wrong)} {problem}: {list_some(found)}.{advice}")
+    views = table["view"].map(lambda view: "" if is_nobody(view) else to_view(view) or view.upper())
+    table = table.assign(side=table["side"].map(to_side), view=views)
     held_out = [word for word in VALIDATION_WORDS if word in {*table["split"]}]
     left_out = table.duplicated() | table["split"].isin(held_out[1:])
-    if left_out.any():
-        log.warning("%d rows of labels.csv are left out: repeated, or of %s", left_out.sum(), held_out[1:])
+    reasons = {"repeated": table.duplicated()}
+    reasons |= {f"split {word!r}": table["split"].eq(word) for word in held_out[1:]}
+    for reason, rows in reasons.items():
+        if rows.any():
+            log.warning("%d rows of labels.csv are excluded (%s): %s", rows.sum(), reason,
+                        list_some(table["path"][rows].tolist()))
     return table[~left_out].replace({"split": dict.fromkeys(held_out[:1], "validation")})
 
 
-def match_names(names):
-    """Patients in names as PATIENT_NAMES has them: a column a collection, else NaN."""
-    patients = pd.DataFrame({f"file name ({collection})": names.str.extract(pattern, expand=False)
-                             for collection, pattern in PATIENT_NAMES.items()})
-    films = patients["file name (mini-MIAS)"].dropna().astype(int)
-    return patients.assign(**{films.name: films.add(1).floordiv(2).map("mias_{:03d}".format)})
+# ---- patients, sides and views -----------------------------------------------------------------
 
 
-def read_patient_id(path):
-    """PatientID of a DICOM file, or "". Raises UserError without pydicom."""
+def read_header(path):
+    """(PatientID, side, view) of a DICOM file, "" what it lacks. Raises UserError without pydicom."""
     try:
         import pydicom
-        tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-        return str(tags.get("PatientID") or "").strip()
     except ModuleNotFoundError as error:
         raise UserError("DICOM files need one more package: pip install pydicom") from error
-    except Exception:  # bad files are reported when read
-        return ""
+    warnings.filterwarnings("ignore", module="pydicom")  # of damaged tags, which they may quote
+    texts = dict.fromkeys(TAGS, "")
+    with suppress(Exception):  # bad files are reported when read
+        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
+        for tag in TAGS:
+            with suppress(Exception):  # a damaged tag is a missing one
+                texts[tag] = str(data.get(tag) or "").strip()
+        with suppress(Exception):
+            code = data.ViewCodeSequence[0]
+            named = to_view(code.get("CodeMeaning", "")) or to_view(code.get("CodeValue", ""))
+            texts["ViewPosition"] = named or texts["ViewPosition"]
+    side = to_side(texts["ImageLaterality"]) or to_side(texts["Laterality"])
+    return texts["PatientID"], side, to_view(texts["ViewPosition"])
 
 
-def name_patients(films, folder):
-    """films with every patient_id and patient_from, the first source that knows the patient, else the path.
+def read_headers(paths, folder):
+    """Table of PatientID, side and view of the DICOM files among `paths` (Series), "" for others."""
+    dicom = [index for index, path in paths.items() if is_dicom(folder / path)]
+    with ThreadPoolExecutor() as pool:  # for network drives
+        rows = list(pool.map(read_header, [folder / path for path in paths[dicom]]))
+    return pd.DataFrame(rows, dicom, ["PatientID", "side", "view"], dtype=str).reindex(paths.index, fill_value="")
 
-    A PatientID, maybe a hospital's, becomes dicom_00001 and so on unless a collection or other films have it.
+
+def name_sides(films, headers, named):
+    """films with each side and view as labels.csv has it, else DICOM, else the name of the file."""
+    for column in ("side", "view"):
+        sources = {"labels.csv": films[column], "DICOM": headers[column], "name": named[column]}
+        known = pd.DataFrame(sources).replace("", None)
+        first = first_known(known)
+        films = films.assign(**{column: first.fillna("")})
+        differ = films["path"][(known.notna() & known.ne(first, axis=0)).any(axis=1)].tolist()
+        if differ:
+            log.warning("labels.csv, DICOM tags and names differ in the %s of %d films, and the first of these"
+                        " counts: %s", column, len(differ), list_some(differ))
+    return films
+
+
+def drop_shared_folders(paths):
+    """The paths (Series) without the first folders where these are the same for all: they name no patient."""
+    parts = paths.str.split("/")
+    shared = list(takewhile(lambda folders: len({*folders}) == 1, zip(*parts.str[:-1], strict=False)))
+    return parts.str[len(shared) :].str.join("/")
+
+
+def find_ids(ids, source):
+    """The ids that name a patient, else None: neither a placeholder nor one id that all films share does."""
+    known = ids.mask(ids.map(is_nobody), None)
+    placeholders = known.isna() & ids.ne("")
+    if placeholders.any():
+        log.info("the %s of %d films is a placeholder and counts as unknown", source, placeholders.sum())
+    if len(known) > 1 and known.notna().all() and known.map(to_key).nunique() == 1:
+        log.warning("all films have the same %s: it counts as unknown", source)
+        known[:] = None
+    return known
+
+
+def count_equal(ids):
+    """How many films have the id of each film; NaN where it is missing."""
+    keys = ids.map(to_key, na_action="ignore")
+    return keys.map(keys.value_counts())
+
+
+def find_sources(ids, paths, tags, texts):
+    """Table of patients with a column for each source, the best first; missing where it does not know the patient.
+
+    ids: of labels.csv; paths: see drop_shared_folders; tags: PatientIDs; texts: see read_path, they count only
+    where nothing else is known. A text of very many films is no patient. Nor is a PatientID of very many films,
+    where another source knows the patient.
     """
-    paths = films["path"]
-    patients = match_names(paths)
-    patients.insert(0, "labels.csv", films["patient_id"].replace("", None))
-    unnamed = patients.isna().all(axis=1) & paths.map(lambda path: is_dicom(folder / path))
-    tags = paths[unnamed].map(lambda path: read_patient_id(folder / path)).replace("", None).dropna()
-    numbers = pd.Series(tags.factorize()[0] + 1, tags.index).map("dicom_{:05d}".format)
-    numbers = numbers.mask(tags.isin(patients.stack()), tags)
-    patients["PatientID"] = match_names(tags).assign(number=numbers).stack().groupby(level=0).first()
-    patients["unknown"] = paths
-    names, sources = patients.stack().groupby(level=0).first(), patients.notna().idxmax(axis=1)
-    return films.assign(patient_id=names, patient_from=sources)
+    limit = max(len(paths) / 10, MANY)
+    sources = match_patients(paths).rename(columns="file name ({})".format)
+    sources.insert(0, "labels.csv", first_known(match_patients(ids)).fillna(ids))
+    sources[PUBLIC] = first_known(match_patients(tags))  # CBIS-DDSM's PatientIDs are one for each image
+    common = count_equal(tags).gt(limit) & sources.notna().any(axis=1)
+    if common.any():
+        log.warning("%d films have a PatientID that more than %d films share: it joins none of them", common.sum(),
+                    limit)
+    sources["PatientID"] = tags.mask(common | sources[PUBLIC].notna(), None)
+    texts = texts.mask(texts.eq("") | sources.notna().any(axis=1), None)
+    texts = texts.mask(count_equal(texts) > limit, None)
+    sources[TEXT] = texts if count_equal(texts).max() > 1 else None
+    return sources
+
+
+def name_patients(films, sources):
+    """films with every patient_id, and patient_from, the best source that knows the patient, or "unknown".
+
+    Two films are of one patient if a source has the same id for both, or if their best sources have the same id.
+    The best source of all these films names the patient. A PatientID may be a hospital's, so it is replaced by
+    dicom_00001, dicom_00002 ... A film of an unknown patient has its path.
+    """
+    keys = sources.map(to_key, na_action="ignore")
+    edges = keys.assign(best=first_known(keys)).stack().dropna()  # from films to ids
+    rows, columns = edges.index.get_level_values(0), edges.index.get_level_values(1)
+    ids = len(films) + edges.groupby([columns, edges.to_numpy()]).ngroup()
+    graph = coo_array((np.ones(len(edges)), (rows, ids)), [len(films) + len(edges)] * 2)
+    groups = pd.factorize(connected_components(graph, directed=False)[1][: len(films)])[0]
+    names = first_known(sources.drop(columns="PatientID").groupby(groups).first())
+    hidden = names.isna() & sources["PatientID"].groupby(groups).first().notna()
+    names[hidden] = [f"dicom_{number:05d}" for number in range(1, hidden.sum() + 1)]
+    origins = sources.assign(unknown="").notna().idxmax(axis=1).replace(PUBLIC, "PatientID")
+    return films.assign(patient_id=pd.Series(groups).map(names).fillna(films["path"]), patient_from=origins)
+
+
+def compare_sources(films, ids, sources):
+    """Tell of ids in labels.csv that are spelled in several ways, or that other sources join."""
+    keys = ids.dropna().drop_duplicates().map(to_key)
+    spellings = keys[keys.duplicated(keep=False)]
+    if len(spellings):
+        log.info("%d ids in labels.csv are spellings of %d (case, spaces, zeros in front and .0 do not count): %s",
+                 len(spellings), spellings.nunique(), list_some(ids[spellings.index].tolist()))
+    patients = films["patient_id"][ids.notna()].nunique()
+    if patients < keys.nunique():
+        others = sources[ids.notna()].dropna(axis=1, how="all").columns
+        shown = {"the file names": "file name", "the PatientIDs": "PatientID"}
+        shown = [name for name, word in shown.items() if others.str.contains(word).any()]
+        log.warning("%d ids in labels.csv, but %s show %d patients: joined", keys.nunique(),
+                    " and ".join(shown) or "they", patients)
+
+
+def check_patients(films):
+    """Tell of patients with very many films, and how patients were guessed or are unknown."""
+    counts = pd.crosstab(films["patient_id"], films["label"])
+    large = counts.sum(axis=1) > max(len(films) / 10, 4)  # 4: the usual views
+    mixed = (counts > counts.sum() / 2).all(axis=1)
+    for patient, numbers in counts[large | mixed].iterrows():
+        shares = " and ".join(f"{numbers[label]} of {counts[label].sum()} {label}" for label in CLASSES)
+        log.warning("patient %r has %s films: if these are several patients, write patient_id into labels.csv",
+                    patient, shares)
+    if len(guessed := films[films["patient_from"].eq(TEXT)]):
+        examples = guessed.drop_duplicates("patient_id")[:3]
+        log.info("%d patients of %d films are guessed: films with the same text before side and view are one"
+                 " patient's, such as %s of %s. If this is wrong, write patient_id into labels.csv",
+                 guessed["patient_id"].nunique(), len(guessed), list_some(examples["path"].tolist()),
+                 list_some(examples["patient_id"].tolist()))
+    if len(unknown := films[films["patient_from"].eq("unknown")]):
+        film = unknown.iloc[0]
+        log.warning("%d films are of unknown patients, such as %s: each counts as a patient of its own. Where some"
+                    " share a patient, results look too good: write labels.csv with columns path,label,patient_id"
+                    " and rows such as %s,%s,patient 1", len(unknown), list_some(unknown["path"][:3].tolist()),
+                    film["path"], film["label"])
 
 
 def is_synthetic(films):
@@ -162,24 +402,54 @@ def is_synthetic(films):
     return all(Path(path).name.startswith("synthetic_") for path in films["path"])
 
 
+# ---- the table ---------------------------------------------------------------------------------
+
+
+def refuse(folder, missing, ignored):
+    """Raise the UserError of a folder that lacks a class, with what to do."""
+    missing = " and no ".join(missing)
+    if (folder / "labels.csv").is_file():
+        raise UserError(f"{folder / 'labels.csv'} has no {missing} image, but both classes are needed.")
+    problem = f"{folder} has no {missing} image (ignored: {list_some(ignored)})."
+    if tables := [path.name for path in folder.iterdir() if re.fullmatch(OTHER_TABLES, path.name.lower())]:
+        raise UserError(f"{problem} {list_some(tables)} is not read: {SAVE_AS}.")
+    if (folder / "prepare.py").is_file():
+        command = shlex.join(["python", str(folder / "prepare.py")])
+        raise UserError(f"{problem} Run prepare.py first: {command} (its first lines say how).")
+    raise UserError(f"{problem}{suggest_labels([Path(name).name for name in ignored])} {LAYOUTS}")
+
+
 def find_films(folder):
-    """The films in a folder (absolute Path) by path: COLUMNS and patient_from, all str. Raises UserError."""
+    """The films in a folder (absolute Path) by path: COLUMNS and patient_from, all str. Raises UserError.
+
+    side is "left", "right" or "", view "CC", "MLO", another short name or "".
+    """
     file = folder / "labels.csv"
     try:
         if folder.resolve() == PHANTOMS and not (file.is_file() and any(folder.glob("images/*.png"))):
             log.info("making synthetic mammograms")
             runpy.run_path(str(PHANTOMS / "prepare.py"))["make_phantoms"](PHANTOMS)
-        films, ignored = (read_labels(file), "") if file.is_file() else read_folders(folder)
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"{folder} cannot be used ({error}). {LAYOUTS}") from error
-    if missing := [label for label in CLASSES if label not in {*films["label"]}]:
-        raise UserError(f"{folder} has no {' and no '.join(missing)} image (ignored: {ignored}). {LAYOUTS}")
+        films, ignored = (read_labels(file), []) if file.is_file() else read_folders(folder)
+        companions = films["path"].isin(log_companions(films["path"]))
+        films = films[~companions].sort_values("path", ignore_index=True)
+        if missing := [label for label in CLASSES if label not in {*films["label"]}]:
+            refuse(folder, missing, ignored)
+    except OSError as error:
+        problem = f"{error.strerror}: {error.filename}" if error.filename else error
+        raise UserError(f"{folder} cannot be used ({problem}). {LAYOUTS}") from error
     if ignored:
-        log.warning("ignored, as no image in a folder benign... or malignant...: %s", ignored)
-    films = name_patients(films.sort_values("path", ignore_index=True), folder)
-    sources = films["patient_from"].value_counts().to_dict()
-    log.info("%d films of %d patients, known from %s", len(films), films["patient_id"].nunique(), sources)
-    if "unknown" in sources:
-        log.warning("a film of an unknown patient counts as a patient of its own: where some share one,"
-                    " results look too good (name them in labels.csv)")
+        log.warning("ignored, as no image in a folder benign... or malignant...: %s", list_some(ignored))
+    if any(Path(name).name.lower().startswith("normal") for name in ignored):
+        log.warning("%s: films without one are not used", NORMAL)
+    paths = drop_shared_folders(films["path"])
+    named = pd.DataFrame(map(read_path, paths), columns=["side", "view", "text"], dtype=str)
+    headers = read_headers(films["path"], folder)
+    films = name_sides(films, headers, named)
+    ids, tags = find_ids(films["patient_id"], "patient_id"), find_ids(headers["PatientID"], "PatientID")
+    sources = find_sources(ids, paths, tags, named["text"])
+    films = name_patients(films, sources)
+    compare_sources(films, ids, sources)
+    log.info("%d films of %d patients, known from %s", len(films), films["patient_id"].nunique(),
+             films["patient_from"].value_counts().to_dict())
+    check_patients(films)
     return films

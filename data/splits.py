@@ -11,7 +11,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from data import UserError, log
 from data.duplicates import find_groups
-from data.films import CLASSES, match_names
+from data.films import CLASSES, list_some
+from data.names import first_known, match_patients
 
 FOLDS = 5  # parts of the patients, one of which is held out
 HERE = Path(__file__).resolve().parent.parent
@@ -111,7 +112,8 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
     excluded = ""
     for reason, rows in left_out.groupby("left_out"):
         listed = " (leaks.csv)" if leaks[rows.index].any() else ""
-        log.warning("%-10s %s: %s%s", "excluded", count_films(rows), reason, listed)
+        log.warning("%-10s %s: %s%s: %s", "excluded", count_films(rows), reason, listed,
+                    list_some(rows["path"].tolist()))
         excluded += f"; {len(rows)} films are excluded: {reason}{listed}"
     remedy = "check DATA_DIR, CROP, FOLD"
     if leaks.any():
@@ -224,7 +226,7 @@ def list_seen(paths, fingerprints, folder):
         new = np.stack([fingerprints[place] for place in readable])
         trained, prints, complete = read_trained(folder, new.shape[1:])
         films = pd.DataFrame({"path": [str(paths[place]) for place in readable]})
-        patients = match_names(films["path"]).bfill(axis=1).iloc[:, 0]
+        patients = first_known(match_patients(films["path"]))
         films["patient_from"] = np.where(patients.isna(), "unknown", "file name")
         films["patient_id"] = patients.fillna(films["path"])
         seen = find_seen(films, new, "predict", trained, prints)[1].notna()

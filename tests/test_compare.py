@@ -220,16 +220,18 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
     write_run("trained again", SEED=1)
     edit_json(write_run("other test set") / "settings.json", split={"given": False, "dealt": "other films"})
     write_run("no folds", given=True, SPLIT_SEED=2)
-    for name, given, column, value in (
-            ("other patients", False, "group", "000"), ("another split", True, "split", "train")):
-        file = write_run(name, given=given) / "split.csv"
+    for name, given, collection, column, value in (
+            ("other patients", False, "", "group", "000"), ("another split", True, "", "split", "train"),
+            ("excluded", True, "others", "split", "left out")):
+        file = write_run(name, given=given, collection=collection) / "split.csv"
         split = pd.read_csv(file, dtype=str)
         split.loc[:7, column] = value
         split.to_csv(file, index=False)
     page, _ = compare()
-    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + 4 * [
-        "phantoms: 200 films of 100 patients"] + ["phantoms: 200 films of 97 patients"]
-    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 2, 3], "two given splits; two settings, one trained twice"
+    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + [
+        "phantoms: 192 films of 96 patients"] + 4 * ["phantoms: 200 films of 100 patients"] + [
+        "phantoms: 200 films of 97 patients"]
+    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 1, 2, 3], "two given splits; two settings, of which one twice"
 
 
 def test_runs_of_the_version_in_which_seed_dealt_the_folds_keep_their_section(write_run, compare):

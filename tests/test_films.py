@@ -1,10 +1,13 @@
-"""Layouts, labels.csv and patients: what is read, what is refused in one sentence, what is logged."""
+"""Layouts, labels.csv, masks, patients, sides and views: what is read, refused in one sentence, or logged."""
+import itertools
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from conftest import REPOSITORY, write_dicom
 
@@ -33,7 +36,7 @@ def table_of(make):
     """The table of a labels.csv with this content beside a.png, b.png, deep/c.png and mdb003.png."""
 
     def read(content):
-        folder = make("a.png", "b.png", "deep/c.png", "mdb003.png", "../aside.png")
+        folder = make("a.png", "b.png", "deep/c.png", "mdb003.png", "../aside.png", "#d.png", "ä.png")
         content = content.replace("{0}", str(folder)) if isinstance(content, str) else content
         (folder / "labels.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
         return films.find_films(folder)
@@ -41,11 +44,27 @@ def table_of(make):
     return read
 
 
-def test_other_columns_of_labels_csv_are_named(table_of, caplog):
-    caplog.set_level("INFO")
-    table = table_of("path,label,patient id\na.png,benign,7\nb.png,malignant,8\n")
-    assert table["patient_from"].eq("unknown").all()
-    assert "columns of labels.csv that are not used: 'patient id'\n" in caplog.text
+@pytest.fixture
+def patients_of(make):
+    """A function that makes films with a labels.csv of {path: patient_id}, and returns {path: patient_id} found.
+
+    Films are benign and malignant by turns, patient by patient as they are named first.
+    """
+
+    def find(ids):
+        folder, patients = make(*ids), list(dict.fromkeys(ids.values()))
+        rows = [f'"{path}",{CLASSES[patients.index(patient) % 2 if len(patients) > 1 else row % 2]},"{patient}"'
+                for row, (path, patient) in enumerate(ids.items())]
+        (folder / "labels.csv").write_text("path,label,patient_id\n" + "\n".join(rows), "utf-8")
+        return films.find_films(folder).set_index("path")["patient_id"].to_dict()
+
+    return find
+
+
+def group(patients):
+    """The films of each patient, sorted."""
+    names = {*patients.values()}
+    return sorted(sorted(path for path in patients if patients[path] == name) for name in names)
 
 
 # ---- class folders -----------------------------------------------------------------------------
@@ -56,13 +75,15 @@ def test_class_folders_in_any_case_with_images_anywhere_below(make, caplog):
                   "benign/notes.txt", "benign/.hidden.png", "normal/e.png", "cancer/f.png", "g.png", ".git/h.png")
     (folder / "malignant" / "scan").write_bytes(bytes(128) + b"DICM")
     table = films.find_films(folder)
-    assert table.columns.tolist() == ["path", "label", "split", "patient_id", "lesion_box", "patient_from"]
+    assert table.columns.tolist() == [
+        "path", "label", "split", "patient_id", "lesion_box", "side", "view", "patient_from"]
     assert table["path"].tolist() == ["BENIGN_2/deep/er/b.JPG", "Benign Masses/a.png", "malignant/c.TIFF",
                                       "malignant/d.dcm.pgm", "malignant/scan"]
     assert table["label"].tolist() == ["benign"] * 2 + ["malignant"] * 3
-    assert set(table["split"]) == set(table["lesion_box"]) == {""}
+    assert table[["split", "lesion_box", "side", "view"]].eq("").all(axis=None)
     assert table.index.tolist() == list(range(5))
     assert ": 'cancer', 'g.png', 'normal', 'benign/notes.txt'\n" in caplog.text
+    assert caplog.text.count("normal is not benign") == 1
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "Validation"])
@@ -93,17 +114,26 @@ def test_a_linked_class_folder_is_read_and_a_link_below_it_is_logged(make, tmp_p
     assert ": 'malignant/loop'\n" in caplog.text
 
 
+LAYOUTS = r".* needs benign/ and malignant/, or train/ .*, or labels\.csv"
+
+
 @pytest.mark.parametrize(("names", "words"), [
-    ([], "data cannot be used"),
-    (["x.txt"], r"no benign and no malignant image \(ignored: 'x.txt'\)"),
-    (["benign/a.png", "cancer/b.png", "normal/c.png"], r"no malignant image \(ignored: 'cancer', 'normal'\)"),
-    (["val/benign/a.png", "val/malignant/a.png"], r"no benign .* \(ignored: 'val'\)"),
-    ([f"{number:02d}/a.png" for number in range(30)], r": '00', '01', .* '19' and 10 more\)"),
-    ([b"benign/\xff.png"], "data cannot be used .*utf-8"),
+    ([], r"data cannot be used \(No such file or directory: /.*data\)" + LAYOUTS),
+    (["x.txt"], r"no benign and no malignant image \(ignored: 'x.txt'\)" + LAYOUTS),
+    (["benign/a.png", "cancer/b.png", "normal/c.png"],
+     r"no malignant image \(ignored: 'cancer', 'normal'\).* Normal is not benign" + LAYOUTS),
+    (["val/benign/a.png", "val/malignant/a.png"], r"no benign .* \(ignored: 'val'\)" + LAYOUTS),
+    ([f"{number:02d}/a.png" for number in range(30)], r": '00', '01', .* '19' and 10 more\)" + LAYOUTS),
+    (["0/a.png", "1/b.png"], "Write benign for 0 and malignant for 1" + LAYOUTS),
+    (["BIRADS 2/a.png", "BI-RADS 5/b.png"], "BI-RADS categories are no labels: write benign" + LAYOUTS),
+    (["benign/a.png", b"malignant/\xff.png", "malignant/b.png"], r"1 files .* not in UTF-8: .* malignant/\\xff"),
+    (["prepare.py", "films/a.png"], r"Run prepare\.py first: python /.*/data/prepare\.py \("),
+    *[([name, "a.png"], rf"'{re.escape(name)}' is not read: save it as labels\.csv \(in Excel: \"CSV UTF-8\"\)")
+      for name in ("labels.xlsx", "Labels.XLS", "labels.csv.txt", "LABELS.CSV")],
 ])
-def test_a_missing_class_shows_what_was_ignored_and_the_layouts(make, tmp_path, names, words):
+def test_a_missing_class_shows_what_was_ignored_and_what_to_do(make, tmp_path, names, words):
     make(*map(os.fsdecode, names))
-    with pytest.raises(UserError, match=words + r".* needs benign/ and malignant/, or train/ .*, or labels\.csv"):
+    with pytest.raises(UserError, match=words):
         films.find_films(tmp_path / "data")
 
 
@@ -121,6 +151,42 @@ def test_what_may_not_be_read_is_named(make):
         os.getuid() or os.seteuid(0)
 
 
+# ---- masks and drawings ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [
+    "1_mask.png", "1_mask_1.png", "1_mask2.png", "1_Mask.PNG", "1-MASK.tif", "1.mask.png", "1 roi.jpg",
+    "1_ROI_3.png", "1_seg.png", "1_segmentation.png", "1_overlay.bmp", "1_annotation.png", "mask_1.png",
+    "1_ground_truth.png", "masks/1.png", "Tumor Masks/1.jpg", "1_segmentations/1_seg.png",
+    "../benign_masks/1.png", "../masks/1.png",
+])
+@pytest.mark.parametrize("layout", ["folders", "labels.csv"])
+def test_masks_beside_an_image_of_the_same_name_are_ignored_and_listed(make, caplog, layout, name):
+    name = os.path.normpath(f"benign/{name}")
+    folder = make("benign/1.dcm.png", "benign/1.jpg", "malignant/2.png", name)
+    if layout == "labels.csv":
+        (folder / "labels.csv").write_text("\n".join(
+            ["path,label", "benign/1.dcm.png,benign", "benign/1.jpg,benign", "malignant/2.png,malignant",
+             f"{name},benign"]))
+    assert films.find_films(folder)["path"].tolist() == ["benign/1.dcm.png", "benign/1.jpg", "malignant/2.png"]
+    listed = "1 masks or drawings beside an image of the same name are ignored: "
+    assert (f"{listed}{name!r}" in caplog.text) == (layout == "labels.csv" or name.startswith("benign"))
+
+
+def test_masks_without_their_image_and_names_that_look_similar_are_films(make, caplog):
+    names = ["benign/1.png", "benign/2_roi.png", "benign/roi.png", "benign/1_maskara.png", "benign/11_mask.png",
+             "benign/Mass 1.png", "benign/rois/7.png", "malignant/1_x_mask.png", "malignant/segment 1.png"]
+    assert films.find_films(make(*names))["path"].tolist() == sorted(names)
+    assert "ignored" not in caplog.text
+
+
+def test_masks_are_no_films_to_predict_either(make, caplog):
+    folder = make("a.png", "a_mask.png", "deep/b.png", "deep/masks/b.png")
+    assert films.list_images(folder) == [folder / "a.png", folder / "deep/b.png"]
+    assert "'a_mask.png', 'deep/masks/b.png'" in caplog.text
+    assert films.list_images([folder / "a_mask.png"]) == [folder / "a_mask.png"], "what is named, counts"
+
+
 # ---- labels.csv --------------------------------------------------------------------------------
 
 
@@ -132,6 +198,14 @@ def test_what_may_not_be_read_is_named(make):
     "path,label,view\na.png,benign,CC\n../aside.png,malignant,\n",
     "path,label,patient_id\na.png,benign\nb.png,malignant,7\n",
     "path,label,split\na.png,benign,\nb.png,malignant,\n",
+    'path,label,note\n"a.png",benign,"one, two"\nb.png,malignant,"a ""word"""\n',
+    "sep=;\r\npath;label\r\na.png;benign\r\nb.png;malignant\r\n",
+    '"sep=,"\npath,label\na.png,benign\nb.png,malignant\n',
+    "sep=\t\npath\tlabel\na.png\tbenign\nb.png\tmalignant\n",
+    "path;label;;\na.png;benign;;;\nb.png;malignant\n",
+    "\n\npath,label\n\na.png,benign\n,\n ,,\nb.png,malignant\n\n",
+    "# from us; 2024\n# path, label, and more\npath,label\na.png,benign\n#,,,\n\"# b\",x\nb.png,malignant\n",
+    "path,label\na.png,benign\n#d.png,malignant\n",
 ])
 def test_tables_that_are_accepted(table_of, content):
     table = table_of(content).sort_values("label")
@@ -140,40 +214,78 @@ def test_tables_that_are_accepted(table_of, content):
     assert set(table["lesion_box"]) == set(table["split"]) == {""}
 
 
+@pytest.mark.parametrize(("encoding", "start", "said"), [
+    ("utf-8", b"", ""), ("utf-16", b"", "UTF-16"), ("utf-16-be", b"\xfe\xff", "UTF-16"),
+    ("utf-16-le", b"", "UTF-16"), ("cp1252", b"", "Windows-1252"),
+])
+def test_encodings_of_spreadsheets(table_of, caplog, encoding, start, said):
+    rows = "path\tlabel\tpatient_id\nä.png\tbenign\tMüller\nb.png\tmalignant\t2\n"
+    table = table_of(start + rows.encode(encoding))
+    assert table["path"].tolist() == ["b.png", "ä.png"]
+    assert table["patient_id"].tolist() == ["2", "Müller"]
+    assert re.findall("was read as (.*)", caplog.text) == [said] * bool(said)
+
+
 def test_numbers_stay_text(table_of):
     table = table_of("path,label,patient_id,lesion_box\na.png,benign,0010,1:2:3:4|5:6:7:8\nb.png,malignant,1e5,\n")
     assert table["patient_id"].tolist() == ["0010", "1e5"]
     assert table["lesion_box"].tolist() == ["1:2:3:4|5:6:7:8", ""]
 
 
-@pytest.mark.parametrize(("words", "expected", "left"), [
+def test_other_columns_are_named_and_what_to_call_those_that_look_familiar(table_of, caplog):
+    table = table_of("path,label,patient id,Laterality,,age\na.png,benign,7,L,,50\nb.png,malignant,8,R,,60\n")
+    assert table["patient_from"].eq("unknown").all()
+    assert "columns of labels.csv that are not used: 'patient id', 'laterality', '', 'age'\n" in caplog.text
+    assert "rename 'patient id' to patient_id; rename 'laterality' to side\n" in caplog.text
+
+
+@pytest.mark.parametrize(("words", "expected", "excluded"), [
     ("train Val TRAIN val", "train validation train validation", ""),
-    ("train valid train validation", "train validation train", "1 rows of labels.csv .*'validation'"),
+    ("train valid train validation", "train validation train",
+     r"1 rows .* \(split 'validation'\): 'mdb003.png'"),
     ("train Test train test", "train test train test", ""),
     ("train val test train", "train validation test train", ""),
 ])
-def test_split_takes_the_words_that_folders_take(table_of, caplog, words, expected, left):
+def test_split_takes_the_words_that_folders_take(table_of, caplog, words, expected, excluded):
     films_of = zip(["a.png", "b.png", "deep/c.png", "mdb003.png"], CLASSES * 2, words.split(), strict=True)
     table = table_of("path,label,split\n" + "\n".join(map(",".join, films_of)))
     assert table["split"].tolist() == expected.split()
-    assert re.search(left, caplog.text)
-    assert bool(left) == ("left out" in caplog.text)
+    assert re.search(excluded, caplog.text)
+    assert bool(excluded) == ("excluded" in caplog.text)
 
 
 def test_repeated_rows_are_logged(table_of, caplog):
     assert len(table_of("path,label\na.png,benign\nb.png,malignant\na.png,benign\n")) == 2
-    assert "1 rows of labels.csv are left out: repeated" in caplog.text
+    assert "1 rows of labels.csv are excluded (repeated): 'a.png'" in caplog.text
+
+
+def name_labels(*labels):
+    return "path,label\n" + "\n".join(map(",".join, zip(["a.png", "b.png", "deep/c.png"], labels, strict=False)))
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ("", "is no table"),
-    ("path,label\na.png,benign,too,many\nb.png,malignant\n", "is no table .*: save it as CSV in UTF-8"),
-    ('path,label\n"a.png,benign\n', "is no table"),
-    ("path,label\nöde.png,benign\nb.png,malignant\n".encode("latin-1"), "is no table .*: save it as CSV in UTF-8"),
+    ("", "is empty: it needs a first row with path and label"),
+    ("\n;;\n# no more\n", "is empty"),
+    ("path,label\na.png,benign,too,many\nb.png,malignant\n", "line 2 has 4 cells, but the first row has 2: "),
+    ("\n#\npath,label\na.png,benign\nb,1.png,malignant\n", "line 5 has 3 cells, .* holds ',' into quotation"),
+    ('path,label\nb.png,malignant\n"a.png,benign\nb.png,malignant\n', "line 3: remove the quotation mark"),
+    ('path,label\n"a"x.png,benign\n', "line 2: remove the quotation mark"),
+    (bytes(range(256)), "is no text in UTF-8, UTF-16 or Windows-1252: save it as labels.csv"),
+    (b"PK\x03\x04 a workbook", "is a workbook: save it as labels.csv"),
     ("path,Label,label\na.png,benign,benign\n", "each once; it has 'path', 'label', 'label'"),
-    ("file,class\na.png,benign\n", "needs columns path and label.*; it has 'file', 'class'"),
-    ("path,label\na.png,0\nb.png,normal\ndeep/c.png,0\n", "3 rows .* benign or malignant: '0', 'normal'"),
-    ("path,label\na.png,\nb.png,malignant\n", "1 rows have a label other than benign or malignant: ''"),
+    ("file,class\na.png,benign\n", "needs .*; it has 'file', 'class': rename 'class' to label; rename 'file'"),
+    ("image,Pathology\na.png,benign\n", "rename 'pathology' to label; rename 'image' to path"),
+    ("path,BI-RADS\na.png,2\n", "rename 'bi-rads' to label"),
+    ("x,y\na.png,benign\n", "it has 'x', 'y': name them in the first row"),
+    (name_labels("0", "normal", "0"), "3 rows .* benign or malignant: '0', 'normal'. Normal is not benign.* Write"
+                                      " benign for 0 and malignant for 1"),
+    (name_labels("", "malignant"), "1 rows have a label other than benign or malignant: ''"),
+    (name_labels("0.0", "1.0"), "Write benign for 0 and malignant for 1"),
+    (name_labels("FALSE", "TRUE"), "Write benign for 0 and malignant for 1"),
+    (name_labels("B", "M"), "Write benign or malignant, and nothing else"),
+    (name_labels("BENIGN_WITHOUT_CALLBACK", "MALIGNANT"), "'benign_without_callback'. Write benign or malig"),
+    (name_labels("BI-RADS 2", "BIRADS-5"), "'bi-rads 2', 'birads-5'. BI-RADS categories are no labels"),
+    (name_labels("2", "4a"), "BI-RADS categories are no labels: write benign"),
     ("path,label,split\na.png,benign,train\nb.png,malignant,soon\n", "split other than train, val, .*: 'soon'"),
     ("path,label,split\na.png,benign,train\nb.png,malignant,\n", "split other than train, val, .*: ''"),
     ("path,label\na.png,benign\nz.png,malignant\n", "1 paths name no file: 'z.png'"),
@@ -183,54 +295,339 @@ def test_repeated_rows_are_logged(table_of, caplog):
     ("path,label\na.png,benign\n../data/a.png,malignant\n", "contradict each other: '../data/a.png'"),
     *[(f"path,label,lesion_box\na.png,benign,\nb.png,malignant,{box}\n", rf"lesion_box other than .*: '{box[:5]}")
       for box in ("1:2:3", "1:2:3:0", "1:1:1234567:5", "1:2:3:4|")],
-    ("path,label\na.png,benign\nb.png,benign\n", "no malignant image"),
-    ("path,label\n", "no benign and no malignant image"),
+    *[(f'path,label,patient_id\na.png,benign,7\nb.png,malignant,"{rounded}"\n',
+       f"1 rows have a patient_id that a spreadsheet has rounded .*: '{re.escape(rounded)}'")
+      for rounded in ("1.23457E+15", "1,23457E+15", "1E+15", "1.23456789012346E15", "123456789012346000")],
+    ("path,label,side\na.png,benign,left\nb.png,malignant,both\n", "a side other than left or right: 'both'"),
+    ("path,label\na.png,benign\nb.png,benign\n", "labels.csv has no malignant image"),
+    ("path,label\n", "labels.csv has no benign and no malignant image"),
 ])
 def test_tables_that_are_refused(table_of, content, words):
     with pytest.raises(UserError, match=words) as caught:
         table_of(content)
-    assert "\n" not in str(caught.value)
+    assert not re.search("\n|Error|[Tt]okeniz|[Pp]andas|codec", str(caught.value))
 
 
-# ---- patients ----------------------------------------------------------------------------------
+# ---- patients: ids -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("path", "patient", "source"), [
-    ("benign/Mass-Training_P_00001_LEFT_CC.png", "P_00001", "file name (CBIS-DDSM)"),
-    ("malignant/Calc-Test_P_00038_LEFT_MLO_1/1.3.6/000001.png", "P_00038", "file name (CBIS-DDSM)"),
-    ("benign/A_1109_1.LEFT_MLO.png", "A_1109", "file name (DDSM)"),
-    ("benign/20586908_6c613a14b80a8591_MG_R_CC_ANON.png", "6c613a14b80a8591", "file name (INbreast)"),
-    ("benign/mdb001.pgm", "mias_001", "file name (mini-MIAS)"),
-    ("benign/MDB002 (3).png", "mias_001", "file name (mini-MIAS)"),
-    ("benign/mdb0011.png", "benign/mdb0011.png", "unknown"),
-    ("benign/xmdb001.png", "benign/xmdb001.png", "unknown"),
+@pytest.mark.parametrize("spellings", [
+    ["10006", "10006.0", "10006.00", "010006", "10006,0"], ["0007", "7", " 7", "7.0", "7 "],
+    ["P 12", "p12", "P12", "P012"], ["A_0001", "a_1"], ["Müller", "MÜLLER"], ["12-007", "12-7"], ["\uff17", "7"],
 ])
-def test_patients_read_from_file_names(make, caplog, path, patient, source):
+def test_spellings_of_one_id_are_one_patient(patients_of, caplog, spellings):
+    found = patients_of({f"{row}.png": patient for row, patient in enumerate([*spellings, "other"])})
+    assert set(found.values()) == {spellings[0].strip(), "other"}, "as it was written first"
+    count = len({spelling.strip() for spelling in spellings})
+    assert caplog.text.count(f"{count} ids in labels.csv are spellings of 1 ") == 1
+
+
+def test_ids_that_differ_otherwise_are_different_patients(patients_of):
+    ids = ["1", "10", "100", "P1", "P10", "A_1", "A-1", "A1", "1.5", "1.05", "1.50", "1_0", "x", "xa", "1e5",
+           "1e6", "0", "test", "unknown 1", "unknown 2", "patient 1", "naN1", "#5", "2.16.840.1.0", "2.16.840.1"]
+    assert len(group(patients_of({f"{row}.png": patient for row, patient in enumerate(ids)}))) == len(ids)
+
+
+PLACEHOLDERS = ["", "nan", "NaN", "None", "NULL", "N/A", "n.a.", "#N/A", "<NA>", "#REF!", "unknown", "Unknown",
+                "REMOVED", "anonymous", "Anonymized", "anonymised", "ANON", "de-identified", "Anonymous^Patient",
+                "patient", "-", "--", "?", "xxx", "not available", "unbekannt", "Patient ID", "missing"]
+
+
+def test_placeholders_mean_unknown_and_the_file_name_decides(patients_of, caplog):
+    ids = {f"{row}.png": name for row, name in enumerate(PLACEHOLDERS)}
+    found = patients_of(ids | {"mdb001.png": "unknown", "mdb002.png": "N/A", "x.png": "P1", "y.png": "P1"})
+    known = {"mdb001.png": "mias_001", "mdb002.png": "mias_001", "x.png": "P1", "y.png": "P1"}
+    assert found == {name: name for name in ids} | known
+    assert f"the patient_id of {len(PLACEHOLDERS) + 1} films is a placeholder" in caplog.text
+    assert f"{len(PLACEHOLDERS)} films are of unknown patients" in caplog.text
+
+
+def test_an_id_that_all_films_share_is_none(patients_of, caplog):
+    assert len(group(patients_of({f"{row}.png": ("H1", "h 1")[row % 2] for row in range(6)}))) == 6
+    assert caplog.text.count("all films have the same patient_id: it counts as unknown") == 1
+    assert len(group(patients_of({"a.png": "H1", "b.png": "H1", "c.png": "H2"}))) == 2
+
+
+@pytest.mark.parametrize(("shared", "total", "warned"), [
+    (30, 100, True), (11, 100, True), (10, 100, False), (4, 12, False), (5, 20, True)])
+def test_a_patient_with_very_many_films_is_named(make, caplog, shared, total, warned):
+    folder = make(*[f"{row:03d}.png" for row in range(total)])
+    rows = [f"{row:03d}.png,{CLASSES[row % 2]},{'x' if row < shared else row}" for row in range(total)]
+    (folder / "labels.csv").write_text("path,label,patient_id\n" + "\n".join(rows))
+    films.find_films(folder)
+    benign, malignant, each = (shared + 1) // 2, shared // 2, total // 2
+    line = f"patient 'x' has {benign} of {each} benign and {malignant} of {each} malignant films"
+    assert (line in caplog.text) == warned
+    assert caplog.text.count("WARNING") == warned
+
+
+def test_a_patient_with_most_of_both_classes_is_named(patients_of, caplog):
+    patients_of({"a.png": "x", "b.png": "y", "mdb001.png": "x", "mdb002.png": "y"})
+    assert "patient 'x' has 2 of 2 benign and 2 of 2 malignant films" in caplog.text
+
+
+# ---- patients: names ---------------------------------------------------------------------------
+
+HASH, OTHER_HASH = "0028fb2c7f0b3a5cb9a80cb0e1cdbb91", "7fc1f1bb8bb1a7efaf7104e49c4d8b86"
+UIDS = "1.2.842.113970.3.62.1.56868341/1.2.844.113684.2750825168/1.2.826.0.1.3680043.8.498.1039"
+
+
+@pytest.mark.parametrize(("path", "patient", "source", "side", "view"), [
+    ("Mass-Training_P_00001_LEFT_CC.png", "P_00001", "CBIS-DDSM", "left", "CC"),
+    ("Calc-Test_P_00038_LEFT_MLO_1/1.3.6/000001.png", "P_00038", "CBIS-DDSM", "left", "MLO"),
+    ("Calc-Test_P_00038_RIGHT_MLO/08-29-2017-DDSM-NA-94942/1.000000-full mammogram images-63992/1-1.png",
+     "P_00038", "CBIS-DDSM", "right", "MLO"),
+    ("A_1109_1.LEFT_MLO.png", "A_1109", "DDSM", "left", "MLO"),
+    ("0029/C_0029_1.RIGHT_CC.jpg", "C_0029", "DDSM", "right", "CC"),
+    ("20586908_6c613a14b80a8591_MG_R_CC_ANON.png", "6c613a14b80a8591", "INbreast", "right", "CC"),
+    ("20586960_6c613a14b80a8591_MG_L_ML_ANON.png", "6c613a14b80a8591", "INbreast", "left", "MLO"),
+    ("mdb001.pgm", "mias_001", "mini-MIAS", "right", "MLO"),
+    ("MDB002 (3).png", "mias_001", "mini-MIAS", "left", "MLO"),
+    (f"{HASH}/{OTHER_HASH}.png", HASH, "VinDr-Mammo", "", ""),
+    (f"images_png/{HASH}_{OTHER_HASH}_resized.png", HASH, "VinDr-Mammo", "", ""),
+    ("D1-0001/07-18-2010-NA-NA-79377/1.000000-NA-70244/1-1.png", "D1-0001", "CMMD", "", ""),
+    ("D2-0007_R_MLO.png", "D2-0007", "CMMD", "right", "MLO"),
+    ("P100_L_DM_MLO.jpg", "P100", "CDD-CESM", "left", "MLO"),
+    ("P1_R_CM_CC.jpg", "P1", "CDD-CESM", "right", "CC"),
+    ("2019_BC0021382_ CC_L.jpg", "BC0021382", "KAU-BCMD", "left", "CC"),
+    (f"cohort_1/10000879/{UIDS}.png", "10000879", "EMBED", "", ""),
+    *[(path, None, None, "", "") for path in (
+        "P_00001.png", "P_00001/1.png", "xmdb001.png", "mdb0011.png", "mdb001/scan.png", "D1-00012.png",
+        "AD1-0001.png", "D3-0001.png", f"{HASH}.png", f"{HASH}/1.png", "P100.png", "A_1109_1.png",
+        "2019_BC0021382.jpg",
+        "10000879/1/2/3.png", "10006/1.png", "10006_2.png", "2019/123456789.png")],
+    *[(path, None, None, side, view) for path, side, view in (
+        ("P_00001_LEFT_CCX.png", "left", ""), ("P100_L_XX_MLO.jpg", "left", "MLO"), ("P1_left.png", "left", ""),
+        ("7_MLO.png", "", "MLO"), ("7_L.png", "", ""), ("7_R_L_CC.png", "", "CC"), ("7_LCC.png", "left", "CC"),
+        ("7-rmlo2.png", "right", "MLO"), ("7_CC_R.png", "right", "CC"), ("7_L-XCCL.png", "left", "XCCL"),
+        ("7_ml.png", "", ""), ("Lisa Right_ML.png", "right", "ML"), ("a.LEFT_MLO.1.png", "left", "MLO"),
+        ("L/CC/7.png", "left", "CC"), ("right/7.png", "right", ""), ("P_00001_LEFT_CC/own/7.png", "left", "CC"),
+        ("P_00001_LEFT_CC/1/2/3/7.png", "left", "CC"))],
+])
+def test_patients_sides_and_views_in_names(make, caplog, path, patient, source, side, view):
+    path = f"benign/{path}"
     table = films.find_films(make(path, *(f"{label}/B_3001_1.LEFT_CC.png" for label in CLASSES))).set_index("path")
-    assert table.loc[path, ["patient_id", "patient_from"]].tolist() == [patient, source]
+    expected = [patient or path, f"file name ({source})" if source else "unknown"]
+    assert table.loc[path, ["patient_id", "patient_from"]].tolist() == expected
+    assert table.loc[path, ["side", "view"]].tolist() == [side, view]
     assert table["patient_id"].nunique() == 2
-    assert (source == "unknown") == ("counts as a patient of its own" in caplog.text)
+    assert (source is None) == ("counts as a patient of its own" in caplog.text)
     assert caplog.text.count("3 films of 2 patients") == 1
 
 
-def test_a_patient_id_of_dicom_is_never_written_as_it_is(make, caplog):
+def test_a_folder_above_the_collection_is_no_patient(make, tmp_path):
+    above = [f"{tmp_path}/Mass-Training_P_00001_LEFT_CC/2024/{row}.png" for row in range(8)]
+    beside = [f"../D1-0001/films/{row}.png" for row in range(8)]
+    for paths in (above, beside):
+        folder = make("labels.csv", *paths)
+        rows = [f"{path},{CLASSES[row % 2]}" for row, path in enumerate(paths)]
+        (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+        table = films.find_films(folder)
+        assert table["patient_id"].nunique() == 8 and set(table["side"]) == {""}
+
+
+@pytest.mark.parametrize("form", ["{}/{}.png", "{}_{}.png", "train_images/{}/{}.png"])
+def test_numbers_are_patients_where_they_look_like_those_of_rsna(make, form):
+    """There images have random numbers below 2 ** 31, of which a few are short, and patients have few films."""
+    rng = np.random.default_rng(0)
+    images = [(patient, image) for patient in rng.choice(65535, 40, replace=False)
+              for image in rng.integers(2**31, size=4)]
+    images = [(patient, image % 10**6 if row % 9 == 0 else image) for row, (patient, image) in enumerate(images)]
+    expected = {f"{CLASSES[patient % 2]}/{form.format(patient, image)}": str(patient) for patient, image in images}
+    table = films.find_films(make(*expected))
+    assert table.set_index("path")["patient_id"].to_dict() == expected
+    assert set(table["patient_from"]) == {"file name (RSNA)"}
+
+
+@pytest.mark.parametrize("names", [
+    [f"{row % 7}_{row}" for row in range(40)], [f"{row % 9}/{row}" for row in range(40)],
+    [f"{row % 10}_2024{row:04d}" for row in range(40)], [f"{2019 + row % 2}/{10**9 + row}" for row in range(40)],
+    [f"{2010 + row % 10}/{10**9 + row}" for row in range(40)],
+])
+def test_other_numbers_are_no_patients(make, names):
+    table = films.find_films(make(*(f"{CLASSES[row % 2]}/{name}.png" for row, name in enumerate(names))))
+    assert table["patient_id"].nunique() == 40 and set(table["patient_from"]) == {"unknown"}
+
+
+# ---- patients: several sources -----------------------------------------------------------------
+
+
+def name_cbis(row):
+    return f"Mass-Training_P_{row // 2 + 1:05d}_LEFT_{('CC', 'MLO')[row % 2]}"
+
+
+@pytest.mark.parametrize(("paths", "ids"), [
+    ([f"{name_cbis(row)}.png" for row in range(28)], [name_cbis(row) for row in range(28)]),
+    ([f"{name_cbis(row)}.png" for row in range(28)], range(28)),
+    ([f"{name_cbis(row)}/1.3.6.{row}/1.3/1-1.png" for row in range(28)], [f"image {row}" for row in range(28)]),
+    ([f"mdb{row:03d}.pgm" for row in range(1, 29)], range(1, 29)),
+    ([f"{row // 2 + 1}/{2 * 10**9 + row}.png" for row in range(28)], range(28)),  # as other patients are named
+])
+def test_names_join_what_patient_id_keeps_apart(patients_of, caplog, paths, ids):
+    found = patients_of(dict(zip(paths, map(str, ids), strict=True)))
+    assert group(found) == sorted(sorted(paths[row : row + 2]) for row in range(0, 28, 2))
+    assert "28 ids in labels.csv, but the file names show 14 patients: joined" in caplog.text
+
+
+def test_ids_that_name_an_image_each_are_joined_by_what_they_name(patients_of, caplog):
+    found = patients_of({f"{row}.png": name_cbis(row) for row in range(28)})
+    assert group(found) == sorted(sorted([f"{row}.png", f"{row + 1}.png"]) for row in range(0, 28, 2))
+    assert "28 ids in labels.csv, but they show 14 patients: joined" in caplog.text
+
+
+def test_a_patient_who_is_known_from_several_sources_is_one(patients_of):
+    """labels.csv joins a film with the first, the name of the first with the second, which d.png has as its id."""
+    names = [f"Mass-Test_P_00007_{view}.png" for view in ("LEFT_CC", "LEFT_MLO")]
+    found = patients_of({"a.png": "x", names[0]: "X", names[1]: "", "d.png": "P_00007", "e.png": "P_00008"})
+    assert found == dict.fromkeys(["a.png", *names, "d.png"], "X") | {"e.png": "P_00008"}
+
+
+@pytest.mark.parametrize(("paths", "texts"), [
+    (["{0}_L_CC", "{0}_R_MLO"], ["{0}"]), (["{0} RIGHT CC", "{0}-left-mlo", "{0}_LCC"], ["{0}"]),
+    (["case {0}.RCC", "case {0}.RMLO (2)"], ["case {0}"]), (["{0}/L_CC", "{0}/RMLO"], ["{0}"]),
+    (["CC/{0}_L_CC", "MLO/{0}_L_MLO"], ["{0}"]), (["{0}/img_L_CC", "{0}/img_R_CC"], ["{0}/img"]),
+])
+def test_films_with_the_same_text_before_side_and_view_are_one_patient(make, caplog, paths, texts):
+    names = {row: [f"{path.format(f'{row:04d}')}.png" for path in paths] for row in range(12)}
+    names = {row: [f"{CLASSES[row % 2]}/{name}" for name in found] for row, found in names.items()}
+    table = films.find_films(make(*itertools.chain(*names.values()))).set_index("path")
+    assert set(table["patient_from"]) == {films.TEXT}
+    for row, found in names.items():
+        assert set(table.loc[found, "patient_id"]) == {texts[0].format(f"{row:04d}")}
+    (message,) = re.findall("12 patients of .* films are guessed.*", caplog.text)
+    assert message.count("000") >= 3, "with three examples"
+
+
+@pytest.mark.parametrize("name", [
+    "{0}_L_CC", "L_CC_{0}", "image_L_CC_{0}", "{0}", "{0}_L", "scan {0}", "CC/{0}", "L/CC/{0}",
+])
+def test_names_that_tell_of_no_patient_are_unknown_and_the_warning_says_what_to_write(make, caplog, name):
+    names = [f"{CLASSES[row % 2]}/{name.format(row)}.png" for row in range(20)]
+    table = films.find_films(make(*names))
+    assert table["patient_id"].tolist() == sorted(names) and set(table["patient_from"]) == {"unknown"}
+    assert re.search(f"20 films are of unknown patients, such as '{min(names)}', .* write labels.csv with columns"
+                     f" path,label,patient_id and rows such as {min(names)},benign,patient 1\n", caplog.text)
+
+
+def test_the_text_counts_only_where_nothing_else_is_known(patients_of):
+    """Two films of a text whose patients labels.csv knows, and two of which it knows one."""
+    found = patients_of({"1_L_CC.png": "A", "1_R_CC.png": "B", "2_L_CC.png": "C", "2_R_CC.png": "",
+                         "2_L_MLO.png": ""})
+    assert group(found) == [["1_L_CC.png"], ["1_R_CC.png"], ["2_L_CC.png"], ["2_L_MLO.png", "2_R_CC.png"]]
+
+
+# ---- DICOM -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dicoms_of(make):
+    """A function that makes 00.dcm, 01.dcm ... with these tags, and labels.csv with ids; returns the table."""
+
+    def find(tags, ids=()):
+        folder = make("labels.csv")
+        for row, values in enumerate(tags):
+            write_dicom(folder / f"{row:02d}.dcm", np.zeros((8, 8), np.uint8), **values)
+        rows = [f"{row:02d}.dcm,{CLASSES[row // 2 % 2]},{patient}"
+                for row, (_, patient) in enumerate(itertools.zip_longest(tags, ids, fillvalue=""))]
+        (folder / "labels.csv").write_text("path,label,patient_id\n" + "\n".join(rows))
+        return films.find_films(folder)
+
+    return find
+
+
+def test_a_patient_id_of_dicom_is_never_written_as_it_is(make, caplog, capfd):
     """Unless it is that of a public collection, or the table has it already; names go before tags."""
-    tags = {"a.dcm": "HOSPITAL-7", "b": "HOSPITAL-7", "c.dcm": " HOSPITAL-8", "d.dcm": "",
-            "e.dcm": "Mass_P_00820_LEFT", "f.dcm": "0042", "g_P_00001.dcm": "HOSPITAL-7", "h.dcm": "",
-            "i_P_00002.png": None, "mdb004.png": None, "x.png": None}
+    tags = {"a.dcm": "HOSPITAL-7", "b": "HOSPITAL-7", "c.dcm": " hospital-08", "d.dcm": "", "e.dcm": "HOSPITAL-8",
+            "f.dcm": "Mass-Test_P_00820_RIGHT_MLO", "g.dcm": "42.0", "h_P_00001_LEFT_CC.dcm": "HOSPITAL-9",
+            "i.dcm": "", "j_P_00002.png": None, "mdb004.png": None, "x.png": None, "y_P_00820_LEFT_CC.png": None}
     folder = make(*tags)
-    for name in list(tags)[:8]:
+    for name in list(tags)[:9]:
         write_dicom(folder / name, np.zeros((8, 8), np.uint8), PatientName="Doe^Jane", PatientID=tags[name])
-    (folder / "h.dcm").write_bytes(b"no DICOM")
-    rows = [f"{name},{CLASSES[number % 2]},{'0042' * (name[0] == 'i')}" for number, name in enumerate(tags)]
+    (folder / "i.dcm").write_bytes(b"no DICOM of HOSPITAL-7")
+    rows = [f"{name},{CLASSES[number % 2]},{'0042' * (name[0] == 'j')}" for number, name in enumerate(tags)]
     (folder / "labels.csv").write_text("path,label,patient_id\n" + "\n".join(rows))
     table = films.find_films(folder)
-    assert table["patient_id"].tolist() == ["dicom_00001", "dicom_00001", "dicom_00002", "d.dcm", "P_00820",
-                                            "0042", "P_00001", "h.dcm", "0042", "mias_002", "x.png"]
-    assert table["patient_from"].tolist() == [*["PatientID"] * 3, "unknown", *["PatientID"] * 2,
-                                              "file name (CBIS-DDSM)", "unknown", "labels.csv",
-                                              "file name (mini-MIAS)", "unknown"]
-    assert not re.search("HOSPITAL|Doe", caplog.text + table.to_csv())
+    assert table["patient_id"].tolist() == [
+        "dicom_00001", "dicom_00001", "dicom_00002", "d.dcm", "dicom_00002", "P_00820", "0042", "P_00001", "i.dcm",
+        "0042", "mias_002", "x.png", "P_00820"]
+    assert table["patient_from"].tolist() == [
+        *["PatientID"] * 3, "unknown", *["PatientID"] * 3, "file name (CBIS-DDSM)", "unknown", "labels.csv",
+        "file name (mini-MIAS)", "unknown", "file name (CBIS-DDSM)"]
+    shown = caplog.text + table.to_csv() + "".join(capfd.readouterr())
+    assert not re.search("hospital|Doe|Mass-Test", shown, re.IGNORECASE)
+
+
+def test_a_patient_id_of_dicom_joins_films_that_labels_csv_keeps_apart(dicoms_of, caplog):
+    table = dicoms_of([{"PatientID": str(row // 2)} for row in range(28)], ids=range(28))  # the same numbers
+    pairs = [[f"{row:02d}.dcm", f"{row + 1:02d}.dcm"] for row in range(0, 28, 2)]
+    assert group(table.set_index("path")["patient_id"].to_dict()) == pairs
+    assert "28 ids in labels.csv, but the PatientIDs show 14 patients: joined" in caplog.text
+
+
+@pytest.mark.parametrize("placeholder", ["", "REMOVED", "anonymous", "N/A", "HOSPITAL"])
+def test_a_patient_id_that_names_no_one_is_none(dicoms_of, caplog, placeholder):
+    table = dicoms_of([{"PatientID": placeholder}] * 6)
+    assert table["patient_id"].nunique() == 6
+    assert "HOSPITAL" not in caplog.text
+
+
+def test_a_patient_id_of_very_many_films_joins_none_that_are_known(dicoms_of, caplog):
+    table = dicoms_of([{"PatientID": f"SITE{row % 2}"} for row in range(40)], ids=[row // 2 for row in range(40)])
+    assert table["patient_id"].nunique() == 20
+    assert "40 films have a PatientID that more than 8 films share" in caplog.text
+    assert dicoms_of([{"PatientID": f"SITE{row % 2}"} for row in range(40)])["patient_id"].nunique() == 2
+    assert "patient 'dicom_00001' has 10 of 20 benign" in caplog.text
+
+
+def code_view(meaning="", value=""):
+    code = pydicom.Dataset()
+    code.CodeMeaning, code.CodeValue = meaning, value
+    return {"ViewCodeSequence": pydicom.Sequence([code])}
+
+
+@pytest.mark.parametrize(("tags", "side", "view"), [
+    ({"ImageLaterality": "L", "ViewPosition": "MLO"}, "left", "MLO"),
+    ({"Laterality": "R", "ViewPosition": "XCCL"}, "right", "XCCL"),
+    ({"ImageLaterality": "R", "Laterality": "L", "ViewPosition": "LM", **code_view("cranio-caudal")}, "right",
+     "CC"),
+    ({"ImageLaterality": "B"} | code_view("medio-lateral oblique", "R-10226"), "", "MLO"),
+    (code_view("vue de face", "399162004"), "", "CC"), (code_view(value="R-10226"), "", "MLO"),
+    ({"ViewPosition": "DOE"} | code_view("Jane Doe"), "", ""),
+    ({"ViewCodeSequence": pydicom.Sequence([])}, "", ""), ({}, "", ""),
+])
+def test_sides_and_views_of_dicom(dicoms_of, tags, side, view):
+    table = dicoms_of([tags, {}, {}, {}])
+    assert table.loc[0, ["side", "view"]].tolist() == [side, view]
+
+
+def test_labels_csv_goes_before_dicom_and_dicom_before_names(make, caplog):
+    folder = make("a_L_CC.png", "b_R_MLO.png", "c_L_CC.dcm", "d_L_CC.dcm", "e.png")
+    for name in ("c_L_CC.dcm", "d_L_CC.dcm"):
+        write_dicom(folder / name, np.zeros((8, 8), np.uint8), ImageLaterality="R", ViewPosition="MLO")
+    (folder / "labels.csv").write_text(
+        "path,label,side,view\na_L_CC.png,benign,L,cranio-caudal\nb_R_MLO.png,malignant,,\nc_L_CC.dcm,benign,LEFT,xccl\n"
+        "d_L_CC.dcm,benign,unknown,n/a\ne.png,malignant,right breast,spot\n")
+    table = films.find_films(folder)
+    assert table["side"].tolist() == ["left", "right", "left", "right", "right"]
+    assert table["view"].tolist() == ["CC", "MLO", "XCCL", "MLO", "SPOT"]
+    for column in ("side", "view"):
+        assert f"differ in the {column} of 2 films, and the first of these counts: 'c_L_CC.dcm'" in caplog.text
+
+
+def test_only_dicom_files_are_opened_and_each_once(make, monkeypatch):
+    folder = make("benign/a.png", "malignant/b.jpg", "malignant/x.tif")
+    for name in ("benign/c.dcm", "malignant/d.dicom"):
+        write_dicom(folder / name, np.zeros((8, 8), np.uint8))
+    read, original = [], pydicom.dcmread
+
+    def dcmread(path, **options):
+        read.append(Path(path).name)
+        return original(path, **options)
+
+    monkeypatch.setattr(pydicom, "dcmread", dcmread)
+    monkeypatch.setattr(Path, "open", lambda path, *_: pytest.fail(f"{path} is opened"))
+    films.find_films(folder)
+    assert sorted(read) == ["c.dcm", "d.dicom"]
 
 
 def test_without_pydicom(make, monkeypatch):

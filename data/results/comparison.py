@@ -37,7 +37,8 @@ def read_run(folder, place):
     row["minutes"] = sum(settings["seconds"].values()) / 60
     row["weights"] = settings["weights"]["sha256"]
     row["link"] = quote(place.relative_to(folder.parent).as_posix())
-    row["films"] = f"{len(split)} films of {split['group'].nunique()} patients"
+    used = split[split["split" if "split" in split else "fold"] != "left out"]
+    row["films"] = f"{len(used)} films of {used['group'].nunique()} patients"
     names = ["path", "label", "film_sha256"] + ["group"] * (row["FOLD"] != "other collection")
     digests = pd.util.hash_pandas_object(split[names], index=False)
     dealt = f"{settings['split'].get('dealt')} by {row['SPLIT_SEED']}"  # which films, not those of a test set

@@ -72,7 +72,7 @@ def first_known(table):
     """The first value of each row that is not missing, or NaN."""
     known = table.iloc[:, 0]
     for name in table.columns[1:]:
-        known = known.fillna(table[name])
+        known = known.where(known.notna(), table[name])
     return known
 
 

@@ -259,12 +259,10 @@ def read_header(path):
     with suppress(Exception):  # bad files are reported when read
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
         for tag in TAGS:
-            with suppress(Exception):  # a damaged tag is a missing one
-                texts[tag] = str(data.get(tag) or "").strip()
-        with suppress(Exception):
-            code = data.ViewCodeSequence[0]
-            named = to_view(code.get("CodeMeaning", "")) or to_view(code.get("CodeValue", ""))
-            texts["ViewPosition"] = named or texts["ViewPosition"]
+            texts[tag] = str(data.get(tag) or "").strip()
+        code = data.ViewCodeSequence[0]
+        named = to_view(code.get("CodeMeaning", "")) or to_view(code.get("CodeValue", ""))
+        texts["ViewPosition"] = named or texts["ViewPosition"]
     side = to_side(texts["ImageLaterality"]) or to_side(texts["Laterality"])
     return texts["PatientID"], side, to_view(texts["ViewPosition"])
 
@@ -363,7 +361,7 @@ def compare_sources(films, ids, sources):
     keys = ids.dropna().drop_duplicates().map(to_key)
     spellings = keys[keys.duplicated(keep=False)]
     if len(spellings):
-        log.info("%d ids in labels.csv are spellings of %d (case, spaces, zeros in front and .0 do not count): %s",
+        log.info("%d ids in labels.csv count as %d, as case, spaces, zeros in front and .0 make no difference: %s",
                  len(spellings), spellings.nunique(), list_some(ids[spellings.index].tolist()))
     patients = films["patient_id"][ids.notna()].nunique()
     if patients < keys.nunique():

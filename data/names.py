@@ -72,7 +72,7 @@ def first_known(table):
     """The first value of each row that is not missing, or NaN."""
     known = table.iloc[:, 0].astype(object)  # a column without any value would hold numbers
     for name in table.columns[1:]:
-        known = known.fillna(table[name])
+        known = known.where(known.notna(), table[name])
     return known
 
 

@@ -101,6 +101,7 @@ def test_given_split_of_folders(make, caplog, word):
 def test_a_test_set_stays_a_test_set(make, tmp_path, sides):
     names = [f"{side}/{label}/x.png" for side in sides for label in CLASSES]
     table = films.find_films(make(*names))
+    assert len(table) == 6
     assert table["split"].tolist() == [sides[path.split("/")[0]] for path in table["path"]]
     table.assign(split=table["path"].str.split("/").str[0]).to_csv(tmp_path / "data" / "labels.csv", index=False)
     assert films.find_films(tmp_path / "data")["split"].tolist() == table["split"].tolist()
@@ -207,8 +208,9 @@ def test_masks_are_no_films_to_predict_either(make, caplog):
     "# from us; 2024\n# path, label, and more\npath,label\na.png,benign\n#,,,\n\"# b\",x\nb.png,malignant\n",
     "path,label\na.png,benign\n#d.png,malignant\n",
 ])
-def test_tables_that_are_accepted(table_of, content):
+def test_tables_that_are_accepted(table_of, caplog, content):
     table = table_of(content).sort_values("label")
+    assert "''" not in caplog.text, "an empty column is no column"
     assert table["label"].tolist() == ["benign", "malignant"]
     assert table["path"].iloc[0].endswith("a.png")
     assert set(table["lesion_box"]) == set(table["split"]) == {""}
@@ -319,7 +321,7 @@ def test_spellings_of_one_id_are_one_patient(patients_of, caplog, spellings):
     found = patients_of({f"{row}.png": patient for row, patient in enumerate([*spellings, "other"])})
     assert set(found.values()) == {spellings[0].strip(), "other"}, "as it was written first"
     count = len({spelling.strip() for spelling in spellings})
-    assert caplog.text.count(f"{count} ids in labels.csv are spellings of 1 ") == 1
+    assert caplog.text.count(f"{count} ids in labels.csv count as 1, ") == 1
 
 
 def test_ids_that_differ_otherwise_are_different_patients(patients_of):
@@ -612,6 +614,22 @@ def test_labels_csv_goes_before_dicom_and_dicom_before_names(make, caplog):
     assert table["view"].tolist() == ["CC", "MLO", "XCCL", "MLO", "SPOT"]
     for column in ("side", "view"):
         assert f"differ in the {column} of 2 films, and the first of these counts: 'c_L_CC.dcm'" in caplog.text
+
+
+def test_what_is_cut_off_is_a_missing_tag_and_nothing_of_it_is_shown(make, caplog, capfd):
+    folder = make("whole.dcm")
+    tags = {"ImageLaterality": "L", "ViewPosition": "MLO"} | code_view("cranio-caudal", "R-10242")
+    content = write_dicom(folder / "whole.dcm", np.zeros((8, 8), np.uint8), **tags).read_bytes()
+    for length in range(0, len(content), 5):
+        (folder / f"{length:04d}.dcm").write_bytes(content[:length])
+    (folder / "no preamble.dcm").write_bytes(content[132:])
+    rows = [f"{path.name},{CLASSES[row % 2]}" for row, path in enumerate(sorted(folder.glob("*.dcm")))]
+    (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    table = films.find_films(folder)
+    for row in table.iloc[-2:].itertuples():
+        assert (row.patient_from, row.side, row.view) == ("PatientID", "left", "CC"), row.path
+    assert set(table["patient_from"]) == {"PatientID", "unknown"} and set(table["side"]) == {"", "left"}
+    assert not re.search("H-4711|Secret|1961", caplog.text + table.to_csv() + "".join(capfd.readouterr()))
 
 
 def test_only_dicom_files_are_opened_and_each_once(make, monkeypatch):

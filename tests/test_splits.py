@@ -270,7 +270,8 @@ def test_the_counts_that_are_printed(caplog, name):
     sets = ["train", "validation"] + ["test"] * (name == "test")
     lines = [f"{side:10} {describe(split[split['split'].eq(side)])}" for side in sets]
     for reason, listed in (("no lesion_box", ""), (LEAK[name], " (leaks.csv)")):
-        lines.append(f"excluded   {describe(split[split['left_out'].eq(reason)])}: {reason}{listed}")
+        rows = split[split["left_out"].eq(reason)]
+        lines.append(f"excluded   {describe(rows)}: {reason}{listed}: {list_some(rows['path'].tolist())}")
     assert sorted(caplog.messages) == sorted(lines)
 
 

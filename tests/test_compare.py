@@ -231,7 +231,7 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
     assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + [
         "phantoms: 192 films of 96 patients"] + 4 * ["phantoms: 200 films of 100 patients"] + [
         "phantoms: 200 films of 97 patients"]
-    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 1, 2, 3], "two given splits; two settings, of which one twice"
+    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 1, 2, 3], "two given splits; two settings, one twice"
 
 
 def test_runs_of_the_version_in_which_seed_dealt_the_folds_keep_their_section(write_run, compare):

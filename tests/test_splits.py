@@ -18,6 +18,7 @@ from tiny import build_backbone, common, import_tiny, prepare
 
 from data import UserError, splits
 from data.duplicates import group_duplicates
+from data.films import list_some
 from data.results import metrics
 from data.splits import FOLDS, check_folds, check_sides, check_unseen, list_seen, split_patients
 

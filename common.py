@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -74,6 +75,7 @@ THRESHOLD = 0.5  # probability of malignancy from which a film is called maligna
 # ------------------------------------------------------------------------------------------------
 
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
+CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
@@ -169,15 +171,25 @@ def open_console():
 def start(constants):
     """(settings, console) from globals() of a script: see check_constants and open_console."""
     console, settings = open_console(), check_constants(constants)
+    choose_gpu()
     tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
     reset_keras(settings)
     log.info("device: %s; training in %s", describe_device(), " because ".join(choose_precision(settings)))
     return settings, console
 
 
-def list_gpus():
-    """What TensorFlow knows of each GPU, as dicts."""
-    return [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+def choose_gpu():
+    """Use the first GPU that CUDA_VISIBLE_DEVICES allows, and only the memory that is needed; others stay free."""
+    for gpu in tf.config.list_physical_devices("GPU")[:1]:
+        with contextlib.suppress(RuntimeError, ValueError):  # what a notebook has used before keeps its settings
+            tf.config.set_visible_devices(gpu, "GPU")
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def describe_gpu():
+    """What TensorFlow knows of the GPU that trains, as a dict; None without one."""
+    gpus = tf.config.get_visible_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]) if gpus else None
 
 
 def list_bfloat16_flags(cpuinfo="/proc/cpuinfo"):
@@ -191,13 +203,13 @@ def choose_precision(settings):
 
     It goes by what the device has and not by a timing, as the choice decides the result.
     """
-    gpus, flags = list_gpus(), list_bfloat16_flags()
-    sixteen_bits = "mixed_float16" if gpus else "mixed_bfloat16"  # which needs no loss scaling
+    gpu, flags = describe_gpu(), list_bfloat16_flags()
+    sixteen_bits = "mixed_bfloat16" if gpu is None else "mixed_float16"  # the former needs no loss scaling
     if settings.MIXED_PRECISION != "auto":
         mixed, reason = settings.MIXED_PRECISION, f"MIXED_PRECISION is {settings.MIXED_PRECISION}"
-    elif gpus:  # tensor cores came with compute capability 7
-        mixed = all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in gpus)
-        reason = f"{'all' if mixed else 'not all'} GPUs have tensor cores"
+    elif gpu is not None:  # tensor cores came with compute capability 7
+        mixed = gpu.get("compute_capability", (0,)) >= (7,)
+        reason = f"the GPU has {'' if mixed else 'no '}tensor cores"
     else:
         mixed = bool(flags) and is_onednn_on()  # which is what TensorFlow uses these instructions through
         reason = f"the processor has {' and '.join(flags) or 'no known instructions for bfloat16'}"
@@ -207,18 +219,18 @@ def choose_precision(settings):
 
 def reset_keras(settings):
     """Put Keras and all random generators into the state in which every training starts."""
-    keras.backend.clear_session()  # strategy and dtype policy, too, and models and datasets of an earlier fold
+    keras.backend.clear_session()  # models and datasets of an earlier fold
     keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json has
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy(choose_precision(settings)[0])
     keras.utils.set_random_seed(settings.SEED)
-    if len(tf.config.list_physical_devices("GPU")) > 1:  # each gets an equal part of every batch
-        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy())
 
 
 def describe_device():
-    cpu = f"CPU with {os.cpu_count()} cores, oneDNN {'on' if is_onednn_on() else 'off'}"
-    return ", ".join(gpu.get("device_name", "GPU") for gpu in list_gpus()) or cpu
+    gpu = describe_gpu()
+    if gpu is not None:
+        return gpu.get("device_name", "GPU")
+    return f"CPU with {os.cpu_count()} cores, oneDNN {'on' if is_onednn_on() else 'off'}"
 
 
 def list_folds(films, settings, console):
@@ -314,7 +326,6 @@ def describe_model(model, settings):
         "trained_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "floats": sorted({layer.compute_dtype for layer in model.layers}),
         "xla": bool(model.jit_compile),
-        "devices": model.distribute_strategy.num_replicas_in_sync,
     }
 
 
@@ -353,22 +364,15 @@ def make_datasets(images, films, settings):
 
     A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). training(first) is
     the tf.data.Dataset of all epochs from `first`, counted from 0: balanced, every film augmented by (seed,
-    epoch, place in the epoch). validation is that of every held-out film once, in the table's order, with
-    weights, float32 (B,): several devices need full batches, which films of weight 0 fill up; the weights of
-    the others make up for these, as Keras takes the mean over films and not over weights.
+    epoch, place in the epoch). validation is that of every held-out film once, in the table's order.
     """
     labels = films["label"].eq("malignant").to_numpy(np.int64)
     train, held_out = (np.flatnonzero(films["split"] == side) for side in ("train", "validation"))
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
-    batch_size = math.ceil(settings.BATCH_SIZE / devices) * devices
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread sleeps ever longer, and the last batch waits until it wakes
 
-    def fill(indices):
-        return indices if devices == 1 else np.resize(indices, math.ceil(len(indices) / batch_size) * batch_size)
-
     def draw(epoch):
-        return fill(train[draw_epoch(labels[train], settings.SEED, int(epoch))])
+        return train[draw_epoch(labels[train], settings.SEED, int(epoch))]
 
     def load(index):
         grey = tf.numpy_function(lambda i: images[i], [index], tf.uint8, stateful=False)
@@ -383,18 +387,15 @@ def make_datasets(images, films, settings):
 
         order = tf.numpy_function(draw, [epoch], tf.int64, stateful=False)
         order = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (None,))).enumerate()
-        return order.map(load_augmented, num_parallel_calls=os.cpu_count()).batch(batch_size)
+        return order.map(load_augmented, num_parallel_calls=os.cpu_count()).batch(settings.BATCH_SIZE)
 
     def training(first):
         epochs = tf.data.Dataset.range(first, settings.EPOCHS)
         return epochs.flat_map(make_epoch).prefetch(2).with_options(options)
 
-    shown = fill(held_out)
-    weights = np.where(np.arange(len(shown)) < len(held_out), len(shown) / len(held_out), 0).astype(np.float32)
-    validation = tf.data.Dataset.from_tensor_slices((shown, weights)).map(
-        lambda index, weight: (*load(index), weight), num_parallel_calls=os.cpu_count())
-    steps = math.ceil(len(draw(0)) / batch_size)
-    return training, validation.batch(batch_size).prefetch(2).with_options(options), steps
+    validation = tf.data.Dataset.from_tensor_slices(held_out).map(load, num_parallel_calls=os.cpu_count())
+    steps = math.ceil(len(draw(0)) / settings.BATCH_SIZE)
+    return training, validation.batch(settings.BATCH_SIZE).prefetch(2).with_options(options), steps
 
 
 # ---- training ----------------------------------------------------------------------------------
@@ -425,9 +426,14 @@ def name_unfinished(folder):
     return folder.with_name(f".{folder.name}")
 
 
+def has_results(folder):
+    """Whether a folder holds a complete result: it gets its name when all its files are written."""
+    return (folder / "settings.json").is_file()
+
+
 def is_complete(folder):
     """Whether the folder of a run holds its results already; logs how to repeat it."""
-    complete = (folder / "settings.json").is_file()
+    complete = has_results(folder)
     if complete:
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)  # of a run killed after its last file
     sentence = "complete already, delete the folder to repeat it" if complete else "results will be in"
@@ -440,17 +446,38 @@ def list_variables(model):
     return [*model.variables, *model.optimizer.variables]
 
 
-def save_checkpoint(model, history, file):
-    """Write the history, a row for each finished epoch, and all variables."""
-    with explain_write_errors(file), replace(file) as temporary:
-        np.savez(temporary, history, *list_variables(model))  # one copy of one array at a time
+@contextlib.contextmanager
+def write_unless_complete(folder):
+    """Explain errors of writing, unless another process has completed the same run: then its results count.
+
+    Processes of equal runs need no lock: they share a checkpoint, and the first that gives its folder the final
+    name has written the result. What it removes then may be in use by the others.
+    """
+    try:
+        with explain_write_errors(folder):
+            yield
+    except UserError:
+        if not has_results(folder):
+            raise
+        log.info("another process has completed this run")
 
 
-def load_checkpoint(model, file):
-    """Restore all variables; returns the rows of the history, none where there is no such file."""
-    if not file.exists():
+def save_checkpoint(model, history, folder):
+    """Write the history of a run, a row for each finished epoch, and all variables."""
+    checkpoint = name_unfinished(folder) / CHECKPOINT
+    with write_unless_complete(folder):
+        checkpoint.parent.mkdir(exist_ok=True)
+        with replace(checkpoint) as temporary:
+            np.savez(temporary, history, *list_variables(model))  # one copy of one array at a time
+
+
+def load_checkpoint(model, folder):
+    """Restore all variables of a run; returns the rows of the history, none without a checkpoint."""
+    try:
+        checkpoint = np.load(name_unfinished(folder) / CHECKPOINT)
+    except FileNotFoundError:
         return []
-    with np.load(file) as arrays:
+    with checkpoint as arrays:
         names = iter(arrays.files)
         history = arrays[next(names)]
         for variable, name in zip(list_variables(model), names, strict=True):
@@ -463,7 +490,7 @@ def compile_model(model, steps, settings):
     adam = keras.optimizers.Adam(settings.LEARNING_RATE, use_ema=True, ema_momentum=1 - 1 / steps)
     # metrics by name would have the training step traced twice; XLA and determinism exclude each other in Keras
     accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=settings.THRESHOLD)
-    model.compile(adam, keras.losses.BinaryCrossentropy(), weighted_metrics=[accuracy], jit_compile=False)
+    model.compile(adam, keras.losses.BinaryCrossentropy(), metrics=[accuracy], jit_compile=False)
     model.optimizer.build(model.trainable_variables)
 
 
@@ -476,18 +503,15 @@ def train(model, training, validation, steps, settings, folder):
     written, from which the next call continues with the same numbers. Raises UserError where the training diverges
     or a batch does not fit into memory.
     """
-    checkpoint = name_unfinished(folder) / "checkpoint.npz"
-    with explain_write_errors(folder):
-        checkpoint.parent.mkdir(exist_ok=True)
     compile_model(model, steps, settings)
-    rows = load_checkpoint(model, checkpoint)
+    rows = load_checkpoint(model, folder)
     if rows:
         log.info("continuing after epoch %d of %d", len(rows), settings.EPOCHS)
     before, started = rows[-1][-1] if rows else 0, time.perf_counter()
 
     def keep(epoch, logs):
         rows.append([*(logs[name] for name in LOGS), before + time.perf_counter() - started])
-        save_checkpoint(model, rows, checkpoint)
+        save_checkpoint(model, rows, folder)
 
     known = {*gradient_registry.list()}
     swap = keras.callbacks.SwapEMAWeights()
@@ -505,7 +529,7 @@ def train(model, training, validation, steps, settings, folder):
     model.optimizer.finalize_variable_values(model.trainable_variables)  # as fit() does, where it was called
     finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # a ReLU can hide NaN from the loss
     if not finite or len(rows) < settings.EPOCHS:
-        shutil.rmtree(name_unfinished(folder))
+        shutil.rmtree(name_unfinished(folder), ignore_errors=True)
         raise UserError("training diverged, its numbers are not finite: lower LEARNING_RATE.")
     history = pd.DataFrame(rows, columns=[*LOGS, "seconds"])
     history.insert(0, "epoch", range(1, settings.EPOCHS + 1))
@@ -594,15 +618,20 @@ def evaluate(models, images, films, settings):
 
 
 @contextlib.contextmanager
-def make_folder(folder):
-    """A new folder, which takes the place of `folder` and of its checkpoint once all files are written."""
-    new = name_unfinished(folder) / f"new-{os.getpid()}"
+def make_folder(folder, again=False):
+    """A new folder, which is called `folder` once all its files are written; its checkpoint is removed then.
+
+    Results that another process has written meanwhile stay; `again` replaces those that are there.
+    """
+    write = explain_write_errors if again else write_unless_complete
+    new = name_unfinished(folder) / f"new-{secrets.token_hex(8)}"
     try:
-        with explain_write_errors(folder):
+        with write(folder):
             new.mkdir(parents=True)
             yield new
-            shutil.rmtree(folder, ignore_errors=True)
-            new.rename(folder)
+            if again or not has_results(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # an earlier result, or what is left of a deleted one
+            new.rename(folder)  # fails where there are results
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -775,7 +804,7 @@ def validate(run, data_dir):
     folder = source.with_name(f"{source.name}-on-{data_dir.name}-{hash_to_digits(films['film_sha256'].tolist())}")
     recorded |= describe_run(settings, films, console) | {"note": note, "title": title, "seconds": {}}
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
-    with make_folder(folder) as new:
+    with make_folder(folder, again=True) as new:
         write_results(new, settings, films, images, results, recorded)
     show_results(folder)
     compare(settings.OUTPUT_DIR)

@@ -23,8 +23,7 @@ of an Intel Xeon (Sapphire Rapids).
 growth: peak memory until two steps of training are done, in 32 bits: 2.1 GB with 100,000 small images there. The
 search for duplicates compares all pairs: its time grows with the square of the films, that of all else is linear.
 
-No GPU has been measured. Several machines cannot share a training, as TensorFlow's strategy for that
-fails in Keras 3 (https://github.com/keras-team/keras/issues/20585).
+No GPU has been measured.
 """
 import contextlib
 import importlib

@@ -1,15 +1,17 @@
-"""What an epoch shows, what augmentation does, and runs that are killed, stopped, spread over devices or fail."""
+"""What an epoch shows, what augmentation does, and runs that are killed, stopped, started twice or fail."""
 import gc
 import os
+import re
 import resource
 import shutil
 import signal
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
-from tiny import (build_backbone, build_tiny, common, copy_program, finish_process, make_films, make_noise,
+from tiny import (build_tiny, common, copy_program, finish_process, make_films, make_noise,
                   prepare, read_results, read_until, start_process, to_pixels, write_tiny)
 
 # ---- datasets ----------------------------------------------------------------------------------
@@ -218,19 +220,54 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
     assert not list(outputs.rglob("*.partial"))
 
 
-# ---- in this process: checkpoints, devices, 16-bit floats --------------------------------------
+def test_equal_runs_at_the_same_time_end_well_and_the_page_has_all_runs(tmp_path):
+    """Two equal runs and one of another fold: the results of one of the equal ones stay, and no checkpoint."""
+    script = write_program(tmp_path / "program")
+    other = write_tiny(script.with_name("other.py"), EPOCHS=3, FOLD=1)
+    consoles = [finish_process(process) for process in
+                [start_process([file], script.parent) for file in (script, script, other)]]
+    outputs = script.parent / "outputs"
+    runs = sorted(path.name for path in outputs.iterdir() if path.is_dir() and path.name != ".cache")
+    assert len(runs) == 2
+    assert not [name for name in runs if name.startswith(".")]
+    assert sorted(pd.read_csv(outputs / "runs.csv")["run"]) == runs
+    assert all(name in (outputs / "report.html").read_text("utf-8") for name in runs)
+    for console, words in zip(consoles, (r"auc .*\[", r"auc .*\[", "finished: "), strict=True):
+        assert re.search(words, console)
+    assert finish_process(start_process([script], script.parent)).count("complete already") == 1
+
+
+def test_the_first_of_two_equal_runs_that_is_complete_stays(tmp_path):
+    """What the second has begun is dropped, whether it cannot be written any more or would come too late."""
+    folder = tmp_path / "tiny-unfrozen50-123456"
+    for late in (False, True):
+        with common.make_folder(folder) as second:
+            with common.make_folder(folder) as first:
+                (first / "settings.json").write_text("first")
+            if late:
+                second.mkdir(parents=True, exist_ok=True)
+            (second / "settings.json").write_text("second")
+        assert [path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()] == ["first"]
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+        shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "model.keras").write_text("what an interrupted deletion left")
+    with common.make_folder(folder) as new:
+        (new / "settings.json").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["settings.json"]
+
+
+# ---- in this process: checkpoints, 16-bit floats ------------------------------------------------
 
 
 @pytest.fixture
 def fit(tmp_path):
     """A function that trains the tiny backbone on 26 films of noise, with 9 held out, from its checkpoint if any;
-    returns (history, predictions, model, batch sizes of the first epoch)."""
+    returns (history, predictions, model)."""
     films, images = make_films(np.arange(35) % 2, held_out=9), make_noise(35)
 
-    def call(folder="run", source=None, devices=(), **constants):
+    def call(folder="run", source=None, **constants):
         settings = prepare(tmp_path, **{"LEARNING_RATE": 1e-2} | constants)
-        if devices:
-            tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(devices))
         model, _ = build_tiny(settings, films)
         training, validation, steps = common.make_datasets(images, films, settings)
         place = tmp_path / folder
@@ -238,10 +275,9 @@ def fit(tmp_path):
         assert facts == common.describe_model(model, settings), "of the model that was trained"
         predictions, _ = common.evaluate([trained], images, films, settings)["validation"]
         assert getattr(trained, "optimizer", None) is None, "which would be two thirds of the file"
-        return history, predictions, model, [len(batch) for batch, *_ in training(0).take(steps)]
+        return history, predictions, model
 
     yield call
-    tf.distribute.experimental_set_strategy(None)
     prepare(tmp_path)
 
 
@@ -251,9 +287,9 @@ def equal(first, second):
 
 def test_training_from_a_checkpoint_equals_training_at_once(fit):
     """Weights, moving averages, the optimizer and the dropout's random numbers are all put back."""
-    history, predictions, model, _ = fit("whole", EPOCHS=3)
+    history, predictions, model = fit("whole", EPOCHS=3)
     fit("parts", EPOCHS=1)
-    again, repeated, continued, _ = fit("parts", EPOCHS=3)
+    again, repeated, continued = fit("parts", EPOCHS=3)
     assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
     assert repeated.equals(predictions)
     assert equal(continued.get_weights(), model.get_weights())
@@ -309,47 +345,11 @@ def test_nothing_of_a_training_stays_in_memory(fit):
     assert graphs[1] <= graphs[0]
 
 
-@pytest.mark.parametrize(("mixed", "tolerance"), [(False, 1e-4), (True, 1e-3)])
-def test_two_devices_learn_what_one_learns(fit, tmp_path, mixed, tolerance):
-    """Without dropout, which every device draws for itself; pretrained, so that batch norm is frozen."""
-    names = [device.name for device in tf.config.list_logical_devices("CPU")]
-    assert len(names) == 2
-    prepare(tmp_path)
-    build_backbone(None).save_weights(tmp_path / "tiny.weights.h5")
-    constants = {"DROPOUT": 0.0, "WEIGHTS": str(tmp_path / "tiny.weights.h5"), "BATCH_SIZE": 2,
-                 "MIXED_PRECISION": mixed}
-    expected, probabilities, _, _ = fit("one", EPOCHS=2, **constants)
-    fit("two", devices=names, EPOCHS=1, **constants)
-    history, predictions, model, batches = fit("two", devices=names, EPOCHS=2, **constants)  # from its checkpoint
-    assert set(batches) == {2}
-    assert model.distribute_strategy.num_replicas_in_sync == 2
-    columns = ["loss", "val_loss"] if mixed else ["loss", "accuracy", "val_loss", "val_accuracy"]
-    assert np.allclose(history[columns], expected[columns], atol=tolerance)
-    assert len(predictions) == 9, "filled up, and cut off again"
-    assert np.allclose(predictions["probability"], probabilities["probability"], atol=tolerance)
-    assert expected["loss"].nunique() == 2, "it learned something"
-
-
-def test_two_devices_get_full_batches(tmp_path):
-    """26 draws and 9 held-out films in batches of 13: on two devices of 14, and the last is filled up."""
-    settings = prepare(tmp_path, EPOCHS=1)
-    names = [device.name for device in tf.config.list_logical_devices("CPU")]
-    tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(names))
-    try:
-        training, validation, steps = common.make_datasets(
-            make_noise(35), make_films(np.arange(35) % 2, held_out=9), settings)
-    finally:
-        tf.distribute.experimental_set_strategy(None)
-    assert [len(batch) for batch, _ in training(0)] == [14] * steps == [14, 14]
-    ((_, _, weights),) = validation
-    assert np.allclose(weights, [14 / 9] * 9 + [0] * 5), "their mean is that over the films"
-
-
 @pytest.mark.parametrize("floats", ["bfloat16", "float16"])
 def test_training_in_16_bits_keeps_weights_in_32_and_is_evaluated_in_32(fit, tmp_path, monkeypatch, floats):
     """What training left is scored as the saved model scores it: as the same network built in 32 bits."""
     monkeypatch.setattr(common, "choose_precision", lambda settings: (f"mixed_{floats}", "of the test"))
-    history, predictions, model, _ = fit(EPOCHS=2)
+    history, predictions, model = fit(EPOCHS=2)
     assert model.get_layer("high").compute_dtype == floats
     assert model.get_layer("probability").compute_dtype == "float32"
     assert {weight.dtype for weight in model.weights} == {"float32"}
@@ -379,13 +379,13 @@ def test_a_step_is_traced_once_though_the_last_batch_is_smaller(fit, monkeypatch
 
 
 def test_the_accuracy_of_the_training_is_that_of_the_threshold(fit):
-    history, predictions, *_ = fit("half", EPOCHS=1)
+    history, predictions, _ = fit("half", EPOCHS=1)
     truth, probabilities = predictions["label"].eq("malignant"), predictions["probability"]
     between = np.sort(probabilities)[:-1] + np.diff(np.sort(probabilities)) / 2
     accuracies = {float(limit): (probabilities.ge(limit) == truth).mean() for limit in (0.5, *between)}
     assert history["val_accuracy"].item() == pytest.approx(accuracies[0.5])
     threshold = next(limit for limit in accuracies if accuracies[limit] != accuracies[0.5])
-    shifted, again, *_ = fit("shifted", EPOCHS=1, THRESHOLD=threshold)
+    shifted, again, _ = fit("shifted", EPOCHS=1, THRESHOLD=threshold)
     assert again["probability"].equals(probabilities), "the training does not depend on it"
     assert shifted["val_accuracy"].item() == pytest.approx(accuracies[threshold])
 
@@ -444,10 +444,26 @@ def test_a_full_disk_is_a_sentence_and_costs_no_earlier_epoch(fit, tmp_path):
     assert len(fit(EPOCHS=2)[0]) == 2
 
 
+def test_a_training_ends_well_though_another_process_has_completed_the_run(fit, tmp_path, monkeypatch):
+    """Its checkpoint can be written or not; a full disk is no reason to fail then."""
+    save = np.savez
+
+    def complete(*arguments):
+        shutil.rmtree(tmp_path / ".run")
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "settings.json").write_text("")
+        save(*arguments)
+
+    history, predictions, _ = fit("whole", EPOCHS=2)
+    monkeypatch.setattr(np, "savez", complete)
+    again, repeated, _ = fit("run", EPOCHS=2)
+    assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
+    assert repeated.equals(predictions)
+
+
 @pytest.mark.parametrize(("mixed", "gpus", "flags", "onednn", "policy", "reason"), [
-    ("auto", [(7, 0)], [], True, "mixed_float16", "all GPUs have tensor cores"),
-    ("auto", [(6, 1)], ["amx_bf16"], True, "float32", "not all GPUs have tensor cores"),
-    ("auto", [(8, 6), (6, 1)], [], True, "float32", "not all GPUs have tensor cores"),
+    ("auto", [(7, 0), (6, 1)], [], True, "mixed_float16", "the GPU has tensor cores"),
+    ("auto", [(6, 1), (7, 0)], ["amx_bf16"], True, "float32", "the GPU has no tensor cores"),
     ("auto", [], [], True, "float32", "the processor has no known instructions for bfloat16"),
     ("auto", [], ["avx512_bf16"], True, "mixed_bfloat16", "the processor has avx512_bf16"),
     ("auto", [], ["avx512_bf16"], False, "float32", "the processor has avx512_bf16, but oneDNN is off"),
@@ -458,12 +474,17 @@ def test_a_full_disk_is_a_sentence_and_costs_no_earlier_epoch(fit, tmp_path):
 ])
 def test_auto_is_16_bits_where_the_device_multiplies_them_faster(
         tmp_path, monkeypatch, capsys, mixed, gpus, flags, onednn, policy, reason):
+    visible, growing = [], []
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [])
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda gpu, kind: visible.append(gpu))
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: visible)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: growing.append(gpu))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": gpu})
     monkeypatch.setattr(common, "list_bfloat16_flags", lambda: flags)
     monkeypatch.setattr(common, "is_onednn_on", lambda: onednn)
     prepare(tmp_path, MIXED_PRECISION=mixed)
+    assert visible == growing == gpus[:1], "the first alone, and no more of its memory than is needed"
     assert keras.config.dtype_policy().name == policy
     assert f"training in {policy} because {reason}\n" in capsys.readouterr().out
     monkeypatch.undo()

@@ -76,6 +76,7 @@ THRESHOLD = 0.5  # probability of malignancy from which a film is called maligna
 
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
+FEED = {"workers": 2, "max_queue_size": 4}  # with one, tf.data tunes itself, and the last batch waits for that
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
@@ -122,7 +123,7 @@ def run(main):
         sentence = str(error) or "stopped: the same command continues after the last finished epoch."
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
-    gc.collect()  # the datasets that `error` referred to: their threads have to end before the interpreter does
+    gc.collect()  # the batches that `error` referred to: their threads have to end before the interpreter does
     if hasattr(builtins, "get_ipython"):  # which would report sys.exit() as an exception
         raise UserError(sentence)
     return sys.exit(f"\n{script}: {sentence}")
@@ -348,54 +349,67 @@ def draw_epoch(labels, seed, epoch):
     return rng.permutation(np.concatenate(chosen))
 
 
-def augment(image, seed, settings):
-    """A random variant of `image`, float32 (H, W, 3) in 0..255; the same for the same seed, int (2,)."""
-    flip, *seeds = tf.unstack(tf.random.split(seed, 4))
-    shift, contrast, saturation = (tf.random.stateless_uniform([], key, -1, 1) for key in seeds)
-    image = tf.image.stateless_random_flip_left_right(image, flip)
-    image = tf.image.adjust_brightness(image, 255 * settings.BRIGHTNESS * shift)
-    image = tf.image.adjust_contrast(image, 1 + settings.CONTRAST * contrast)
-    image = tf.image.adjust_saturation(image, 1 + settings.SATURATION * saturation)
-    return tf.clip_by_value(image, 0, 255)
+def augment(image, rng, settings):
+    """A random variant of `image`, float32 (H, W, channels) in 0..255, by the next numbers of `rng`."""
+    flip, shift, contrast, saturation = rng.uniform(-1, 1, 4).tolist()
+    if flip < 0:
+        image = image[:, ::-1]
+    mean = image.mean(axis=(0, 1))
+    image = mean + 255 * settings.BRIGHTNESS * shift + (1 + settings.CONTRAST * contrast) * (image - mean)
+    if image.shape[-1] > 1:  # a grey film has no saturation to change
+        brightest = image.max(axis=-1, keepdims=True)
+        image = brightest + (1 + settings.SATURATION * saturation) * (image - brightest)
+    return image.clip(0, 255)
+
+
+class TrainingBatches(keras.utils.PyDataset):
+    """The batches of one epoch: balanced, and every film augmented by (seed, epoch, place in the epoch).
+
+    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). It depends on `epoch` and
+    its number alone, whatever was before and whichever thread makes it. images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE);
+    labels: int64 (N,), 1 is malignant; rows: the training set.
+    """
+
+    def __init__(self, images, labels, rows, settings):
+        super().__init__(**FEED)
+        self.images, self.labels, self.rows, self.settings = images, labels, rows, settings
+        self.epoch = 0  # counted from 0; train() sets it
+
+    def __len__(self):
+        return math.ceil(2 * np.bincount(self.labels[self.rows]).max() / self.settings.BATCH_SIZE)
+
+    def __getitem__(self, number):
+        seed, size = self.settings.SEED, self.settings.BATCH_SIZE
+        order = draw_epoch(self.labels[self.rows], seed, self.epoch)
+        rows = self.rows[order[number * size : (number + 1) * size]]
+
+        films = []
+        for place, row in enumerate(rows, number * size + 1):  # (seed, epoch, 0) seeds as (seed, epoch) does
+            grey = self.images[row, ..., None].astype(np.float32)
+            films.append(augment(grey, np.random.default_rng((seed, self.epoch, place)), self.settings))
+        return np.repeat(films, 3, axis=-1), self.labels[rows]
+
+
+class HeldOutBatches(keras.utils.PyDataset):
+    """Every film of `rows` once, in their order and as it is; see TrainingBatches."""
+
+    def __init__(self, images, labels, rows, settings):
+        super().__init__(**FEED)
+        self.images, self.labels, self.rows, self.size = images, labels, rows, settings.BATCH_SIZE
+
+    def __len__(self):
+        return math.ceil(len(self.rows) / self.size)
+
+    def __getitem__(self, number):
+        rows = self.rows[number * self.size : (number + 1) * self.size]
+        return np.repeat(self.images[rows][..., None], 3, axis=-1).astype(np.float32), self.labels[rows]
 
 
 def make_datasets(images, films, settings):
-    """(training, validation, steps): two sources of batches, and the batches of an epoch.
-
-    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). training(first) is
-    the tf.data.Dataset of all epochs from `first`, counted from 0: balanced, every film augmented by (seed,
-    epoch, place in the epoch). validation is that of every held-out film once, in the table's order.
-    """
+    """(training, validation): TrainingBatches and HeldOutBatches of a split."""
     labels = films["label"].eq("malignant").to_numpy(np.int64)
-    train, held_out = (np.flatnonzero(films["split"] == side) for side in ("train", "validation"))
-    options = tf.data.Options()
-    options.autotune.enabled = False  # its thread sleeps ever longer, and the last batch waits until it wakes
-
-    def draw(epoch):
-        return train[draw_epoch(labels[train], settings.SEED, int(epoch))]
-
-    def load(index):
-        grey = tf.numpy_function(lambda i: images[i], [index], tf.uint8, stateful=False)
-        grey = tf.ensure_shape(grey, (IMAGE_SIZE, IMAGE_SIZE))
-        return tf.repeat(tf.cast(grey, tf.float32)[..., None], 3, axis=-1), tf.gather(labels, index)
-
-    def make_epoch(epoch):
-        def load_augmented(place, index):
-            image, label = load(index)
-            seed = tf.random.fold_in([tf.constant(settings.SEED, tf.int64), epoch], place)
-            return augment(image, seed, settings), label
-
-        order = tf.numpy_function(draw, [epoch], tf.int64, stateful=False)
-        order = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (None,))).enumerate()
-        return order.map(load_augmented, num_parallel_calls=os.cpu_count()).batch(settings.BATCH_SIZE)
-
-    def training(first):
-        epochs = tf.data.Dataset.range(first, settings.EPOCHS)
-        return epochs.flat_map(make_epoch).prefetch(2).with_options(options)
-
-    validation = tf.data.Dataset.from_tensor_slices(held_out).map(load, num_parallel_calls=os.cpu_count())
-    steps = math.ceil(len(draw(0)) / settings.BATCH_SIZE)
-    return training, validation.batch(settings.BATCH_SIZE).prefetch(2).with_options(options), steps
+    training, held_out = (np.flatnonzero(films["split"] == name) for name in ("train", "validation"))
+    return TrainingBatches(images, labels, training, settings), HeldOutBatches(images, labels, held_out, settings)
 
 
 # ---- training ----------------------------------------------------------------------------------
@@ -405,10 +419,11 @@ def name_run(settings, films, model, weights):
     """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its results>.
 
     These are the films as they are shown and split, the network, its precision and weights, the constants of
-    the training, the code and the releases. Where DATA_DIR lies does not count, nor do FOLD and CROP where they
-    change nothing.
+    the training, the code and the releases. Where DATA_DIR lies does not count, nor do FOLD, CROP and SATURATION
+    where they change nothing.
     """
-    names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", *MODULE_CONSTANTS)
+    names = ["LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", *MODULE_CONSTANTS]
+    names.remove("SATURATION")  # all films are grey
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
                 weights["sha256"], CODE, [getattr(settings, name) for name in names],
                 [module.__version__ for module in (tf, keras, np, scipy)]]
@@ -494,7 +509,7 @@ def compile_model(model, steps, settings):
     model.optimizer.build(model.trainable_variables)
 
 
-def train(model, training, validation, steps, settings, folder):
+def train(model, training, validation, settings, folder):
     """Fit all epochs: (trained, facts, history).
 
     trained: see to_float32; facts: see describe_model; history: a table with columns epoch, LOGS and seconds.
@@ -503,11 +518,14 @@ def train(model, training, validation, steps, settings, folder):
     written, from which the next call continues with the same numbers. Raises UserError where the training diverges
     or a batch does not fit into memory.
     """
-    compile_model(model, steps, settings)
+    compile_model(model, len(training), settings)
     rows = load_checkpoint(model, folder)
     if rows:
         log.info("continuing after epoch %d of %d", len(rows), settings.EPOCHS)
     before, started = rows[-1][-1] if rows else 0, time.perf_counter()
+
+    def begin(epoch, logs):
+        training.epoch = epoch  # before Keras starts the threads that make its batches
 
     def keep(epoch, logs):
         rows.append([*(logs[name] for name in LOGS), before + time.perf_counter() - started])
@@ -516,11 +534,12 @@ def train(model, training, validation, steps, settings, folder):
     known = {*gradient_registry.list()}
     swap = keras.callbacks.SwapEMAWeights()
     swap._tf_swap_variables = swap._backend_swap_variables  # exact: the former adds and subtracts, and so rounds
-    callbacks = [keras.callbacks.TerminateOnNaN(), swap, keras.callbacks.LambdaCallback(on_epoch_end=keep)]
+    callbacks = [keras.callbacks.TerminateOnNaN(), swap,
+                 keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=keep)]
     try:
         if len(rows) < settings.EPOCHS:
-            model.fit(training(len(rows)), epochs=settings.EPOCHS, initial_epoch=len(rows), steps_per_epoch=steps,
-                      validation_data=validation, shuffle=False, callbacks=callbacks)
+            model.fit(training, epochs=settings.EPOCHS, initial_epoch=len(rows), validation_data=validation,
+                      shuffle=False, callbacks=callbacks)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE (a new run).") from error
     finally:

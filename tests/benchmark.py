@@ -27,6 +27,7 @@ No GPU has been measured.
 """
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -106,12 +107,14 @@ def make_calls(name, outputs, mixed):
     films = pd.DataFrame({"label": np.resize(common.CLASSES, IMAGES),
                           "split": np.resize(["train", "train", "train", "train", "validation"], IMAGES)})
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 224, 224), np.uint8)
-    training, validation, steps = common.make_datasets(pixels, films, settings)
+    training, validation = common.make_datasets(pixels, films, settings)
     model = common.build_model(script.build_backbone(None), {"pretrained": True}, settings)
-    common.compile_model(model, steps, settings)
-    batches = iter(training(0))
-    held_out = iter(validation.unbatch().repeat().batch(settings.BATCH_SIZE).prefetch(2))
-    images, labels = next(batches)
+    common.compile_model(model, len(training), settings)
+    images, labels = map(tf.constant, training[0])
+    signature = [tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (images, labels)]
+    batches, held_out = (iter(tf.data.Dataset.from_generator(
+        lambda dataset=dataset: itertools.cycle(dataset), output_signature=tuple(signature)).prefetch(2))
+        for dataset in (training, validation))
     labels = tf.cast(labels, tf.float32)[:, None]
 
     @tf.function
@@ -203,9 +206,9 @@ def start_training(data, outputs):
     import common
     import resnet50
 
-    def train(model, training, _, steps, settings, *__):
-        common.compile_model(model, steps, settings)
-        model.fit(training(0), steps_per_epoch=2, shuffle=False)
+    def train(model, training, _, settings, *__):
+        common.compile_model(model, len(training), settings)
+        model.fit(training, steps_per_epoch=2, shuffle=False)
         sys.exit()
 
     common.train = train

@@ -131,8 +131,8 @@ def fit_tiny(folder, pretrained, fraction):
     films = make_films(np.arange(20) % 2, held_out=4)
     model, _ = build_tiny(settings, films)
     before = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
-    training, validation, steps = common.make_datasets(make_noise(20), films, settings)
-    common.train(model, training, validation, steps, settings, folder / "run")
+    training, validation = common.make_datasets(make_noise(20), films, settings)
+    common.train(model, training, validation, settings, folder / "run")
     return {name: all(map(np.array_equal, weights, model.get_layer(name).get_weights()))
             for name, weights in before.items()}
 

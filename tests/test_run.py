@@ -95,7 +95,7 @@ def test_the_name_changes_with_all_that_decides_the_results(name, tmp_path, monk
     model, weights = build_tiny(settings, films)
     assert common.name_run(settings, films, model, weights) == folders[0]
     for constants in ({"EPOCHS": 8}, {"SEED": 1}, {"LEARNING_RATE": 1e-3}, {"BATCH_SIZE": 12}, {"BRIGHTNESS": 0.2},
-                      {"CONTRAST": 0.1}, {"SATURATION": 0.1}, {"THRESHOLD": 0.4}):
+                      {"CONTRAST": 0.1}, {"THRESHOLD": 0.4}):
         folders.append(common.name_run(settings._replace(**constants), films, model, weights))
     for column, value in (("label", "benign"), ("split", "train"), ("image_sha256", "other"), ("group", "other")):
         changed = films.assign(**{column: [*films[column][:9], value]})
@@ -118,7 +118,7 @@ def test_the_name_changes_with_nothing_else(name, tmp_path):
     folder = name(weights=weights | {"origin": "here.h5"}, UNFROZEN_FRACTION=1)
     assert folder == name(weights=weights | {"origin": "there.h5"}, UNFROZEN_FRACTION=1.0)
     moved = name(weights=weights | {"origin": "here.h5"}, UNFROZEN_FRACTION=1, outputs=tmp_path / "elsewhere",
-                 DATA_DIR="/elsewhere", FOLD=3, CROP=None)
+                 DATA_DIR="/elsewhere", FOLD=3, CROP=None, SATURATION=0.1)
     assert (moved.parent, moved.name) == (tmp_path / "elsewhere", folder.name)
 
 

@@ -118,7 +118,8 @@ def compare(output_dir):
         return
     rows, films = zip(*found, strict=True)
     runs, films = pd.DataFrame(rows, dtype=object).fillna("not recorded").astype(str), pd.concat(films)
-    names = [name for name in runs if name.isupper() and name not in ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SEED")]
+    names = [name for name in runs if name.isupper() and name not in (
+        "DATA_DIR", "OUTPUT_DIR", "FOLD", "SEED", "SATURATION")]  # all films are grey
     texts = runs.map(html.escape)
     texts["WEIGHTS"] = texts.groupby(["section", "weights"])["WEIGHTS"].transform("last")  # one text a file
     texts[names] = texts[names].radd([f"{name} " for name in names])

@@ -326,8 +326,71 @@ def describe_model(model, settings):
         "unfrozen_parameters": sum(layer.count_params() for layer in unfrozen),
         "trained_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "floats": sorted({layer.compute_dtype for layer in model.layers}),
-        "xla": bool(model.jit_compile),
     }
+
+
+class FoldedConvolution(keras.layers.Layer):
+    """A convolution and the frozen batch norm after it in one pass, with the variables of these two layers.
+
+    With constant s = gamma / sqrt(variance + epsilon) the batch norm of conv(x, kernel) + bias is
+    conv(x, s * kernel) + s * (bias - mean) + beta, which passes once over the feature maps instead of four times.
+    """
+
+    def __init__(self, convolution, norm):
+        super().__init__(dtype=convolution.dtype_policy, autocast=False)  # a kernel is rounded after it is scaled
+        self.convolution, self.norm = convolution, norm
+
+    def call(self, inputs):
+        convolution, norm = self.convolution, self.norm
+        scale = keras.ops.rsqrt(norm.moving_variance + norm.epsilon)
+        if norm.scale:
+            scale = scale * norm.gamma
+        shift = -norm.moving_mean
+        if convolution.use_bias:
+            shift = shift + convolution.bias
+        shift = shift * scale
+        if norm.center:
+            shift = shift + norm.beta
+
+        convolve = keras.ops.conv
+        if isinstance(convolution, keras.layers.DepthwiseConv2D):
+            convolve = keras.ops.depthwise_conv
+            scale = keras.ops.reshape(scale, convolution.kernel.shape[2:])  # channels, and kernels of each
+        kernel = convolution.kernel * scale
+        inputs, kernel, shift = (keras.ops.cast(part, self.compute_dtype) for part in (inputs, kernel, shift))
+        features = convolve(inputs, kernel, strides=convolution.strides, padding=convolution.padding,
+                            dilation_rate=convolution.dilation_rate, data_format=convolution.data_format)
+        return features + shift
+
+    def compute_output_shape(self, input_shape):
+        return self.convolution.compute_output_shape(input_shape)
+
+
+def can_fold(convolution, norm):
+    """Whether a layer is a frozen batch norm of the channels of the linear convolution before it."""
+    return (type(convolution) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+            and convolution.activation is keras.activations.linear and convolution.data_format == "channels_last"
+            and type(norm) is keras.layers.BatchNormalization and norm.axis in (-1, 3) and not norm.trainable
+            and norm.compute_dtype == convolution.compute_dtype)
+
+
+def fold_batch_norm(model):
+    """A model that computes the same faster, with the same variables; `model` stays plain, and is what is saved.
+
+    Where another layer needs the output of a convolution as it is, that is computed apart.
+    """
+    made_by = {}  # id of a tensor: (layer, its inputs, the tensor)
+
+    def call(layer, *inputs, **arguments):
+        before, features, _ = made_by.get(id(inputs[0]) if inputs else None, (None, None, None))
+        if can_fold(before, layer):
+            output = FoldedConvolution(before, layer)(*features)
+        else:
+            output = layer(*inputs, **arguments)
+        made_by[id(output)] = layer, inputs, output
+        return output
+
+    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
 
 
 # ---- datasets ----------------------------------------------------------------------------------
@@ -518,8 +581,9 @@ def train(model, training, validation, settings, folder):
     written, from which the next call continues with the same numbers. Raises UserError where the training diverges
     or a batch does not fit into memory.
     """
-    compile_model(model, len(training), settings)
-    rows = load_checkpoint(model, folder)
+    network = fold_batch_norm(model)
+    compile_model(network, len(training), settings)
+    rows = load_checkpoint(network, folder)
     if rows:
         log.info("continuing after epoch %d of %d", len(rows), settings.EPOCHS)
     before, started = rows[-1][-1] if rows else 0, time.perf_counter()
@@ -529,7 +593,7 @@ def train(model, training, validation, settings, folder):
 
     def keep(epoch, logs):
         rows.append([*(logs[name] for name in LOGS), before + time.perf_counter() - started])
-        save_checkpoint(model, rows, folder)
+        save_checkpoint(network, rows, folder)
 
     known = {*gradient_registry.list()}
     swap = keras.callbacks.SwapEMAWeights()
@@ -538,14 +602,14 @@ def train(model, training, validation, settings, folder):
                  keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=keep)]
     try:
         if len(rows) < settings.EPOCHS:
-            model.fit(training, epochs=settings.EPOCHS, initial_epoch=len(rows), validation_data=validation,
-                      shuffle=False, callbacks=callbacks)
+            network.fit(training, epochs=settings.EPOCHS, initial_epoch=len(rows), validation_data=validation,
+                        shuffle=False, callbacks=callbacks)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE (a new run).") from error
     finally:
         for name in {*gradient_registry.list()} - known:  # or TensorFlow keeps each fold's graph, 350 MB
             del gradient_registry._registry[name]
-    model.optimizer.finalize_variable_values(model.trainable_variables)  # as fit() does, where it was called
+    network.optimizer.finalize_variable_values(network.trainable_variables)  # as fit() does, where it was called
     finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # a ReLU can hide NaN from the loss
     if not finite or len(rows) < settings.EPOCHS:
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)
@@ -578,7 +642,7 @@ def make_gradcam(model, threshold=THRESHOLD):
     pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)  # which make maps coarser
     maps = next(layer.output for layer in reversed(model.layers)
                 if len(layer.output.shape) == 4 and not isinstance(layer, pooling))
-    bottom = keras.Model(model.inputs[0], maps)
+    bottom = fold_batch_norm(keras.Model(model.inputs[0], maps))
     top = keras.Model(maps, [model.get_layer("logit").output, model.output])
 
     @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape, tf.float32)])

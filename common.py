@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -75,6 +76,8 @@ THRESHOLD = 0.5  # probability of malignancy from which a film is called maligna
 # ------------------------------------------------------------------------------------------------
 
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
+CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
+FEED = {"workers": 2, "max_queue_size": 4}  # with one, tf.data tunes itself, and the last batch waits for that
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
@@ -126,7 +129,7 @@ def run(main):
         sentence = str(error) or "stopped: the same command continues after the last finished epoch."
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
-    gc.collect()  # the datasets that `error` referred to: their threads have to end before the interpreter does
+    gc.collect()  # the batches that `error` referred to: their threads have to end before the interpreter does
     if hasattr(builtins, "get_ipython"):  # which would report sys.exit() as an exception
         raise UserError(sentence)
     return sys.exit(f"\n{script}: {sentence}")
@@ -175,15 +178,25 @@ def open_console():
 def start(constants):
     """(settings, console) from globals() of a script: see check_constants and open_console."""
     console, settings = open_console(), check_constants(constants)
+    choose_gpu()
     tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
     reset_keras(settings)
     log.info("device: %s; training in %s", describe_device(), " because ".join(choose_precision(settings)))
     return settings, console
 
 
-def list_gpus():
-    """What TensorFlow knows of each GPU, as dicts."""
-    return [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+def choose_gpu():
+    """Use the first GPU that CUDA_VISIBLE_DEVICES allows, and only the memory that is needed; others stay free."""
+    for gpu in tf.config.list_physical_devices("GPU")[:1]:
+        with contextlib.suppress(RuntimeError, ValueError):  # what a notebook has used before keeps its settings
+            tf.config.set_visible_devices(gpu, "GPU")
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def describe_gpu():
+    """What TensorFlow knows of the GPU that trains, as a dict; None without one."""
+    gpus = tf.config.get_visible_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]) if gpus else None
 
 
 def list_bfloat16_flags(cpuinfo="/proc/cpuinfo"):
@@ -197,13 +210,13 @@ def choose_precision(settings):
 
     It goes by what the device has and not by a timing, as the choice decides the result.
     """
-    gpus, flags = list_gpus(), list_bfloat16_flags()
-    sixteen_bits = "mixed_float16" if gpus else "mixed_bfloat16"  # which needs no loss scaling
+    gpu, flags = describe_gpu(), list_bfloat16_flags()
+    sixteen_bits = "mixed_bfloat16" if gpu is None else "mixed_float16"  # the former needs no loss scaling
     if settings.MIXED_PRECISION != "auto":
         mixed, reason = settings.MIXED_PRECISION, f"MIXED_PRECISION is {settings.MIXED_PRECISION}"
-    elif gpus:  # tensor cores came with compute capability 7
-        mixed = all(gpu.get("compute_capability", (0,)) >= (7,) for gpu in gpus)
-        reason = f"{'all' if mixed else 'not all'} GPUs have tensor cores"
+    elif gpu is not None:  # tensor cores came with compute capability 7
+        mixed = gpu.get("compute_capability", (0,)) >= (7,)
+        reason = f"the GPU has {'' if mixed else 'no '}tensor cores"
     else:
         mixed = bool(flags) and is_onednn_on()  # which is what TensorFlow uses these instructions through
         reason = f"the processor has {' and '.join(flags) or 'no known instructions for bfloat16'}"
@@ -213,18 +226,18 @@ def choose_precision(settings):
 
 def reset_keras(settings):
     """Put Keras and all random generators into the state in which every training starts."""
-    keras.backend.clear_session()  # strategy and dtype policy, too, and models and datasets of an earlier fold
+    keras.backend.clear_session()  # models and datasets of an earlier fold
     keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json has
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy(choose_precision(settings)[0])
     keras.utils.set_random_seed(settings.SEED)
-    if len(tf.config.list_physical_devices("GPU")) > 1:  # each gets an equal part of every batch
-        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy())
 
 
 def describe_device():
-    cpu = f"CPU with {os.cpu_count()} cores, oneDNN {'on' if is_onednn_on() else 'off'}"
-    return ", ".join(gpu.get("device_name", "GPU") for gpu in list_gpus()) or cpu
+    gpu = describe_gpu()
+    if gpu is not None:
+        return gpu.get("device_name", "GPU")
+    return f"CPU with {os.cpu_count()} cores, oneDNN {'on' if is_onednn_on() else 'off'}"
 
 
 def list_folds(films, settings, console):
@@ -322,9 +335,71 @@ def describe_model(model, settings):
         "unfrozen_parameters": sum(layer.count_params() for layer in unfrozen),
         "trained_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "floats": sorted({layer.compute_dtype for layer in model.layers}),
-        "xla": bool(model.jit_compile),
-        "devices": model.distribute_strategy.num_replicas_in_sync,
     }
+
+
+class FoldedConvolution(keras.layers.Layer):
+    """A convolution and the frozen batch norm after it in one pass, with the variables of these two layers.
+
+    With constant s = gamma / sqrt(variance + epsilon) the batch norm of conv(x, kernel) + bias is
+    conv(x, s * kernel) + s * (bias - mean) + beta, which passes once over the feature maps instead of four times.
+    """
+
+    def __init__(self, convolution, norm):
+        super().__init__(dtype=convolution.dtype_policy, autocast=False)  # a kernel is rounded after it is scaled
+        self.convolution, self.norm = convolution, norm
+
+    def call(self, inputs):
+        convolution, norm = self.convolution, self.norm
+        scale = keras.ops.rsqrt(norm.moving_variance + norm.epsilon)
+        if norm.scale:
+            scale = scale * norm.gamma
+        shift = -norm.moving_mean
+        if convolution.use_bias:
+            shift = shift + convolution.bias
+        shift = shift * scale
+        if norm.center:
+            shift = shift + norm.beta
+
+        convolve = keras.ops.conv
+        if isinstance(convolution, keras.layers.DepthwiseConv2D):
+            convolve = keras.ops.depthwise_conv
+            scale = keras.ops.reshape(scale, convolution.kernel.shape[2:])  # channels, and kernels of each
+        kernel = convolution.kernel * scale
+        inputs, kernel, shift = (keras.ops.cast(part, self.compute_dtype) for part in (inputs, kernel, shift))
+        features = convolve(inputs, kernel, strides=convolution.strides, padding=convolution.padding,
+                            dilation_rate=convolution.dilation_rate, data_format=convolution.data_format)
+        return features + shift
+
+    def compute_output_shape(self, input_shape):
+        return self.convolution.compute_output_shape(input_shape)
+
+
+def can_fold(convolution, norm):
+    """Whether a layer is a frozen batch norm of the channels of the linear convolution before it."""
+    return (type(convolution) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+            and convolution.activation is keras.activations.linear and convolution.data_format == "channels_last"
+            and type(norm) is keras.layers.BatchNormalization and norm.axis in (-1, 3) and not norm.trainable
+            and norm.compute_dtype == convolution.compute_dtype)
+
+
+def fold_batch_norm(model):
+    """A model that computes the same faster, with the same variables; `model` stays plain, and is what is saved.
+
+    Where another layer needs the output of a convolution as it is, that is computed apart.
+    """
+    made_by = {}  # id of a tensor: (layer, its inputs, the tensor)
+
+    def call(layer, *inputs, **arguments):
+        before, features, _ = made_by.get(id(inputs[0]) if inputs else None, (None, None, None))
+        if can_fold(before, layer):
+            output = FoldedConvolution(before, layer)(*features)
+        else:
+            output = layer(*inputs, **arguments)
+        made_by[id(output)] = layer, inputs, output
+        return output
+
+    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
 
 
 # ---- datasets ----------------------------------------------------------------------------------
@@ -346,64 +421,67 @@ def draw_epoch(labels, seed, epoch):
     return rng.permutation(np.concatenate(chosen))
 
 
-def augment(image, seed, settings):
-    """A random variant of `image`, float32 (H, W, 3) in 0..255; the same for the same seed, int (2,)."""
-    flip, *seeds = tf.unstack(tf.random.split(seed, 4))
-    shift, contrast, saturation = (tf.random.stateless_uniform([], key, -1, 1) for key in seeds)
-    image = tf.image.stateless_random_flip_left_right(image, flip)
-    image = tf.image.adjust_brightness(image, 255 * settings.BRIGHTNESS * shift)
-    image = tf.image.adjust_contrast(image, 1 + settings.CONTRAST * contrast)
-    image = tf.image.adjust_saturation(image, 1 + settings.SATURATION * saturation)
-    return tf.clip_by_value(image, 0, 255)
+def augment(image, rng, settings):
+    """A random variant of `image`, float32 (H, W, channels) in 0..255, by the next numbers of `rng`."""
+    flip, shift, contrast, saturation = rng.uniform(-1, 1, 4).tolist()
+    if flip < 0:
+        image = image[:, ::-1]
+    mean = image.mean(axis=(0, 1))
+    image = mean + 255 * settings.BRIGHTNESS * shift + (1 + settings.CONTRAST * contrast) * (image - mean)
+    if image.shape[-1] > 1:  # a grey film has no saturation to change
+        brightest = image.max(axis=-1, keepdims=True)
+        image = brightest + (1 + settings.SATURATION * saturation) * (image - brightest)
+    return image.clip(0, 255)
+
+
+class TrainingBatches(keras.utils.PyDataset):
+    """The batches of one epoch: balanced, and every film augmented by (seed, epoch, place in the epoch).
+
+    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). It depends on `epoch` and
+    its number alone, whatever was before and whichever thread makes it. images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE);
+    labels: int64 (N,), 1 is malignant; rows: the training set.
+    """
+
+    def __init__(self, images, labels, rows, settings):
+        super().__init__(**FEED)
+        self.images, self.labels, self.rows, self.settings = images, labels, rows, settings
+        self.epoch = 0  # counted from 0; train() sets it
+
+    def __len__(self):
+        return math.ceil(2 * np.bincount(self.labels[self.rows]).max() / self.settings.BATCH_SIZE)
+
+    def __getitem__(self, number):
+        seed, size = self.settings.SEED, self.settings.BATCH_SIZE
+        order = draw_epoch(self.labels[self.rows], seed, self.epoch)
+        rows = self.rows[order[number * size : (number + 1) * size]]
+
+        films = []
+        for place, row in enumerate(rows, number * size + 1):  # (seed, epoch, 0) seeds as (seed, epoch) does
+            grey = self.images[row, ..., None].astype(np.float32)
+            films.append(augment(grey, np.random.default_rng((seed, self.epoch, place)), self.settings))
+        return np.repeat(films, 3, axis=-1), self.labels[rows]
+
+
+class HeldOutBatches(keras.utils.PyDataset):
+    """Every film of `rows` once, in their order and as it is; see TrainingBatches."""
+
+    def __init__(self, images, labels, rows, settings):
+        super().__init__(**FEED)
+        self.images, self.labels, self.rows, self.size = images, labels, rows, settings.BATCH_SIZE
+
+    def __len__(self):
+        return math.ceil(len(self.rows) / self.size)
+
+    def __getitem__(self, number):
+        rows = self.rows[number * self.size : (number + 1) * self.size]
+        return np.repeat(self.images[rows][..., None], 3, axis=-1).astype(np.float32), self.labels[rows]
 
 
 def make_datasets(images, films, settings):
-    """(training, validation, steps): two sources of batches, and the batches of an epoch.
-
-    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). training(first) is
-    the tf.data.Dataset of all epochs from `first`, counted from 0: balanced, every film augmented by (seed,
-    epoch, place in the epoch). validation is that of every held-out film once, in the table's order, with
-    weights, float32 (B,): several devices need full batches, which films of weight 0 fill up; the weights of
-    the others make up for these, as Keras takes the mean over films and not over weights.
-    """
+    """(training, validation): TrainingBatches and HeldOutBatches of a split."""
     labels = films["label"].eq("malignant").to_numpy(np.int64)
-    train, held_out = (np.flatnonzero(films["split"] == side) for side in ("train", "validation"))
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
-    batch_size = math.ceil(settings.BATCH_SIZE / devices) * devices
-    options = tf.data.Options()
-    options.autotune.enabled = False  # its thread sleeps ever longer, and the last batch waits until it wakes
-
-    def fill(indices):
-        return indices if devices == 1 else np.resize(indices, math.ceil(len(indices) / batch_size) * batch_size)
-
-    def draw(epoch):
-        return fill(train[draw_epoch(labels[train], settings.SEED, int(epoch))])
-
-    def load(index):
-        grey = tf.numpy_function(lambda i: images[i], [index], tf.uint8, stateful=False)
-        grey = tf.ensure_shape(grey, (IMAGE_SIZE, IMAGE_SIZE))
-        return tf.repeat(tf.cast(grey, tf.float32)[..., None], 3, axis=-1), tf.gather(labels, index)
-
-    def make_epoch(epoch):
-        def load_augmented(place, index):
-            image, label = load(index)
-            seed = tf.random.fold_in([tf.constant(settings.SEED, tf.int64), epoch], place)
-            return augment(image, seed, settings), label
-
-        order = tf.numpy_function(draw, [epoch], tf.int64, stateful=False)
-        order = tf.data.Dataset.from_tensor_slices(tf.ensure_shape(order, (None,))).enumerate()
-        return order.map(load_augmented, num_parallel_calls=os.cpu_count()).batch(batch_size)
-
-    def training(first):
-        epochs = tf.data.Dataset.range(first, settings.EPOCHS)
-        return epochs.flat_map(make_epoch).prefetch(2).with_options(options)
-
-    shown = fill(held_out)
-    weights = np.where(np.arange(len(shown)) < len(held_out), len(shown) / len(held_out), 0).astype(np.float32)
-    validation = tf.data.Dataset.from_tensor_slices((shown, weights)).map(
-        lambda index, weight: (*load(index), weight), num_parallel_calls=os.cpu_count())
-    steps = math.ceil(len(draw(0)) / batch_size)
-    return training, validation.batch(batch_size).prefetch(2).with_options(options), steps
+    training, held_out = (np.flatnonzero(films["split"] == name) for name in ("train", "validation"))
+    return TrainingBatches(images, labels, training, settings), HeldOutBatches(images, labels, held_out, settings)
 
 
 # ---- training ----------------------------------------------------------------------------------
@@ -413,10 +491,11 @@ def name_run(settings, films, model, weights):
     """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its results>.
 
     These are the films as they are shown and split, the network, its precision and weights, the constants of
-    the training, the code and the releases. Where DATA_DIR lies does not count, nor do FOLD and CROP where they
-    change nothing.
+    the training, the code and the releases. Where DATA_DIR lies does not count, nor do FOLD, CROP and SATURATION
+    where they change nothing.
     """
-    names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", *MODULE_CONSTANTS)
+    names = ["LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", *MODULE_CONSTANTS]
+    names.remove("SATURATION")  # all films are grey
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
                 weights["sha256"], CODE, [getattr(settings, name) for name in names],
                 [module.__version__ for module in (tf, keras, np, scipy)]]
@@ -434,9 +513,14 @@ def name_unfinished(folder):
     return folder.with_name(f".{folder.name}")
 
 
+def has_results(folder):
+    """Whether a folder holds a complete result: it gets its name when all its files are written."""
+    return (folder / "settings.json").is_file()
+
+
 def is_complete(folder):
     """Whether the folder of a run holds its results already; logs how to repeat it."""
-    complete = (folder / "settings.json").is_file()
+    complete = has_results(folder)
     if complete:
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)  # of a run killed after its last file
     sentence = "complete already, delete the folder to repeat it" if complete else "results will be in"
@@ -449,17 +533,38 @@ def list_variables(model):
     return [*model.variables, *model.optimizer.variables]
 
 
-def save_checkpoint(model, history, file):
-    """Write the history, a row for each finished epoch, and all variables."""
-    with explain_write_errors(file), replace(file) as temporary:
-        np.savez(temporary, history, *list_variables(model))  # one copy of one array at a time
+@contextlib.contextmanager
+def write_unless_complete(folder):
+    """Explain errors of writing, unless another process has completed the same run: then its results count.
+
+    Processes of equal runs need no lock: they share a checkpoint, and the first that gives its folder the final
+    name has written the result. What it removes then may be in use by the others.
+    """
+    try:
+        with explain_write_errors(folder):
+            yield
+    except UserError:
+        if not has_results(folder):
+            raise
+        log.info("another process has completed this run")
 
 
-def load_checkpoint(model, file):
-    """Restore all variables; returns the rows of the history, none where there is no such file."""
-    if not file.exists():
+def save_checkpoint(model, history, folder):
+    """Write the history of a run, a row for each finished epoch, and all variables."""
+    checkpoint = name_unfinished(folder) / CHECKPOINT
+    with write_unless_complete(folder):
+        checkpoint.parent.mkdir(exist_ok=True)
+        with replace(checkpoint) as temporary:
+            np.savez(temporary, history, *list_variables(model))  # one copy of one array at a time
+
+
+def load_checkpoint(model, folder):
+    """Restore all variables of a run; returns the rows of the history, none without a checkpoint."""
+    try:
+        checkpoint = np.load(name_unfinished(folder) / CHECKPOINT)
+    except FileNotFoundError:
         return []
-    with np.load(file) as arrays:
+    with checkpoint as arrays:
         names = iter(arrays.files)
         history = arrays[next(names)]
         for variable, name in zip(list_variables(model), names, strict=True):
@@ -472,11 +577,11 @@ def compile_model(model, steps, settings):
     adam = keras.optimizers.Adam(settings.LEARNING_RATE, use_ema=True, ema_momentum=1 - 1 / steps)
     # metrics by name would have the training step traced twice; XLA and determinism exclude each other in Keras
     accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=settings.THRESHOLD)
-    model.compile(adam, keras.losses.BinaryCrossentropy(), weighted_metrics=[accuracy], jit_compile=False)
+    model.compile(adam, keras.losses.BinaryCrossentropy(), metrics=[accuracy], jit_compile=False)
     model.optimizer.build(model.trainable_variables)
 
 
-def train(model, training, validation, steps, settings, folder):
+def train(model, training, validation, settings, folder):
     """Fit all epochs: (trained, facts, history).
 
     trained: see to_float32; facts: see describe_model; history: a table with columns epoch, LOGS and seconds.
@@ -485,36 +590,38 @@ def train(model, training, validation, steps, settings, folder):
     written, from which the next call continues with the same numbers. Raises UserError where the training diverges
     or a batch does not fit into memory.
     """
-    checkpoint = name_unfinished(folder) / "checkpoint.npz"
-    with explain_write_errors(folder):
-        checkpoint.parent.mkdir(exist_ok=True)
-    compile_model(model, steps, settings)
-    rows = load_checkpoint(model, checkpoint)
+    network = fold_batch_norm(model)
+    compile_model(network, len(training), settings)
+    rows = load_checkpoint(network, folder)
     if rows:
         log.info("continuing after epoch %d of %d", len(rows), settings.EPOCHS)
     before, started = rows[-1][-1] if rows else 0, time.perf_counter()
 
+    def begin(epoch, logs):
+        training.epoch = epoch  # before Keras starts the threads that make its batches
+
     def keep(epoch, logs):
         rows.append([*(logs[name] for name in LOGS), before + time.perf_counter() - started])
-        save_checkpoint(model, rows, checkpoint)
+        save_checkpoint(network, rows, folder)
 
     known = {*gradient_registry.list()}
     swap = keras.callbacks.SwapEMAWeights()
     swap._tf_swap_variables = swap._backend_swap_variables  # exact: the former adds and subtracts, and so rounds
-    callbacks = [keras.callbacks.TerminateOnNaN(), swap, keras.callbacks.LambdaCallback(on_epoch_end=keep)]
+    callbacks = [keras.callbacks.TerminateOnNaN(), swap,
+                 keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=keep)]
     try:
         if len(rows) < settings.EPOCHS:
-            model.fit(training(len(rows)), epochs=settings.EPOCHS, initial_epoch=len(rows), steps_per_epoch=steps,
-                      validation_data=validation, shuffle=False, callbacks=callbacks)
+            network.fit(training, epochs=settings.EPOCHS, initial_epoch=len(rows), validation_data=validation,
+                        shuffle=False, callbacks=callbacks)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE (a new run).") from error
     finally:
         for name in {*gradient_registry.list()} - known:  # or TensorFlow keeps each fold's graph, 350 MB
             del gradient_registry._registry[name]
-    model.optimizer.finalize_variable_values(model.trainable_variables)  # as fit() does, where it was called
+    network.optimizer.finalize_variable_values(network.trainable_variables)  # as fit() does, where it was called
     finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # a ReLU can hide NaN from the loss
     if not finite or len(rows) < settings.EPOCHS:
-        shutil.rmtree(name_unfinished(folder))
+        shutil.rmtree(name_unfinished(folder), ignore_errors=True)
         raise UserError("training diverged, its numbers are not finite: lower LEARNING_RATE.")
     history = pd.DataFrame(rows, columns=[*LOGS, "seconds"])
     history.insert(0, "epoch", range(1, settings.EPOCHS + 1))
@@ -544,7 +651,7 @@ def make_gradcam(model, threshold=THRESHOLD):
     pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)  # which make maps coarser
     maps = next(layer.output for layer in reversed(model.layers)
                 if len(layer.output.shape) == 4 and not isinstance(layer, pooling))
-    bottom = keras.Model(model.inputs[0], maps)
+    bottom = fold_batch_norm(keras.Model(model.inputs[0], maps))
     top = keras.Model(maps, [model.get_layer("logit").output, model.output])
 
     @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape, tf.float32)])
@@ -600,15 +707,20 @@ def evaluate(models, images, films, settings, side="validation"):
 
 
 @contextlib.contextmanager
-def make_folder(folder):
-    """A new folder, which takes the place of `folder` and of its checkpoint once all files are written."""
-    new = name_unfinished(folder) / f"new-{os.getpid()}"
+def make_folder(folder, again=False):
+    """A new folder, which is called `folder` once all its files are written; its checkpoint is removed then.
+
+    Results that another process has written meanwhile stay; `again` replaces those that are there.
+    """
+    write = explain_write_errors if again else write_unless_complete
+    new = name_unfinished(folder) / f"new-{secrets.token_hex(8)}"
     try:
-        with explain_write_errors(folder):
+        with write(folder):
             new.mkdir(parents=True)
             yield new
-            shutil.rmtree(folder, ignore_errors=True)
-            new.rename(folder)
+            if again or not has_results(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # an earlier result, or what is left of a deleted one
+            new.rename(folder)  # fails where there are results
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -807,7 +919,7 @@ def validate(run, data_dir):
     folder = source.with_name(f"{source.name}-on-{data_dir.name}-{hash_to_digits(films['film_sha256'].tolist())}")
     recorded |= describe_run(settings, films, console) | {"note": note, "title": title, "seconds": {}}
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
-    with make_folder(folder) as new:
+    with make_folder(folder, again=True) as new:
         write_results(new, settings, films, images, results, recorded)
     show_results(folder)
     compare(settings.OUTPUT_DIR)

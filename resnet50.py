@@ -60,8 +60,8 @@ def run_fold(films, images, fingerprints, settings, console):
     model = common.build_model(backbone, weights, settings)
     folder = common.name_run(settings, films, model, weights)
     if not common.is_complete(folder):
-        training, validation, steps = common.make_datasets(images, films, settings)
-        model, facts, history = common.train(model, training, validation, steps, settings, folder)  # without Adam
+        training, validation = common.make_datasets(images, films, settings)
+        model, facts, history = common.train(model, training, validation, settings, folder)  # without Adam
         results = common.evaluate([model], images, films, settings)
         common.write_run(folder, settings, films, images, fingerprints, model, facts, weights, history, results,
                          console)

@@ -8,11 +8,9 @@ within a round, so that a machine that slows down slows all of it. Films are inv
 training: the real pipeline (from memory, with balancing, augmentation and metrics) against the bare compiled
 step, which is forward, backward and Adam on one batch in memory; FLOP/s against those of a matrix product (the
 3 x 3 convolutions of VGG16 need fewer multiplications than are counted); evaluation with Grad-CAM against the bare
-forward pass. Half of the layers train, in batches of 13; weights are random, batch norm is frozen as in pretrained
-ones. These are in 32 bits; where "auto" takes 16, training in them is compared with its own bare step and with 32
-bits. Two cores of an Intel Xeon with amx_bf16 and avx512_bf16 in November 2026: 1.02, 0.64, 0.98 with ResNet50
-(15 images/s), 0.99, 1.00, 0.99 with VGG16 (5.1 images/s); in bfloat16 1.02 and 1.03 of the bare step, and 1.46 and
-5.1 times the images/s of 32 bits.
+forward pass; step and forward pass with frozen batch norm folded into the convolutions against the same without.
+Half of the layers train, in batches of 13; weights are random, batch norm is frozen as in pretrained ones. All is
+in 32 bits and, where "auto" takes 16, in these, too.
 
 process: resnet50.py from start to exit against tests/tutorial.py, the script that tutorials for this job have,
 on the same films and weights, both in 32 bits; again with another learning rate, when all films have been read.
@@ -23,11 +21,11 @@ of an Intel Xeon (Sapphire Rapids).
 growth: peak memory until two steps of training are done, in 32 bits: 2.1 GB with 100,000 small images there. The
 search for duplicates compares all pairs: its time grows with the square of the films, that of all else is linear.
 
-No GPU has been measured. Several machines cannot share a training, as TensorFlow's strategy for that
-fails in Keras 3 (https://github.com/keras-team/keras/issues/20585).
+No GPU has been measured.
 """
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -95,10 +93,25 @@ def run(function, *arguments):
     return time.perf_counter() - started, peak, result
 
 
+def make_step(network, optimizer, images, labels):
+    """The bare training step of a network: forward, backward and optimizer."""
+    import keras
+    import tensorflow as tf
+
+    @tf.function
+    def step():
+        trained = [variable.value for variable in network.trainable_variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:  # no gradient of what is frozen is counted
+            tape.watch(trained)
+            loss = tf.reduce_mean(keras.losses.binary_crossentropy(labels, network(images, training=True)))
+        optimizer.apply(tape.gradient(loss, trained), network.trainable_variables)
+
+    return step
+
+
 def make_calls(name, outputs, mixed):
     """(settings, calls, graph): what is timed of one backbone in one precision, and the graph of the bare step."""
     import common
-    import keras
     import tensorflow as tf
 
     script = importlib.import_module(name)
@@ -107,28 +120,31 @@ def make_calls(name, outputs, mixed):
     films = pd.DataFrame({"label": np.resize(common.CLASSES, IMAGES),
                           "split": np.resize(["train", "train", "train", "train", "validation"], IMAGES)})
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 224, 224), np.uint8)
-    training, validation, steps = common.make_datasets(pixels, films, settings)
+    training, validation = common.make_datasets(pixels, films, settings)
     model = common.build_model(script.build_backbone(None), {"pretrained": True}, settings)
-    common.compile_model(model, steps, settings)
-    batches = iter(training(0))
-    held_out = iter(validation.unbatch().repeat().batch(settings.BATCH_SIZE).prefetch(2))
-    images, labels = next(batches)
+    network = common.fold_batch_norm(model)
+    for kind in (model, network):
+        common.compile_model(kind, len(training), settings)
+    images, labels = map(tf.constant, training[0])
+    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in (images, labels))
+
+    def feed(dataset):
+        """Its full batches, made ahead as they are for fit()."""
+        numbers = itertools.cycle(range(len(dataset) - 1))
+        generator = tf.data.Dataset.from_generator(
+            lambda: (dataset[number] for number in numbers), output_signature=signature)
+        return iter(generator.prefetch(2))
+
+    batches, held_out, explain = feed(training), feed(validation), common.make_gradcam(model)
     labels = tf.cast(labels, tf.float32)[:, None]
-
-    @tf.function
-    def step():
-        trained = [variable.value for variable in model.trainable_variables]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:  # no gradient of what is frozen is counted
-            tape.watch(trained)
-            loss = tf.reduce_mean(keras.losses.binary_crossentropy(labels, model(images, training=True)))
-        model.optimizer.apply(tape.gradient(loss, trained), model.trainable_variables)
-
-    explain = common.make_gradcam(model)
-    model.make_train_function()
+    step = make_step(network, network.optimizer, images, labels)
+    network.make_train_function()
     return settings, {
         "bare step": step,
-        "training": lambda: model.train_function(batches),
-        "forward pass": tf.function(lambda: model(images, training=False)),
+        "bare step, not folded": make_step(model, model.optimizer, images, labels),
+        "training": lambda: network.train_function(batches),
+        "forward pass": tf.function(lambda: network(images, training=False)),
+        "forward pass, not folded": tf.function(lambda: model(images, training=False)),
         "evaluation": lambda: [part.numpy() for part in explain(next(held_out)[0])],
     }, step.get_concrete_function().graph
 
@@ -144,7 +160,7 @@ def time_steps(name, outputs):
     sixteen_bits = common.choose_precision(settings._replace(MIXED_PRECISION="auto"))[0] != "float32"
     if sixteen_bits:
         _, more, _ = make_calls(name, outputs, "auto")
-        calls |= {f"{kind}, 16 bits": more[kind] for kind in ("bare step", "training")}
+        calls |= {f"{kind}, 16 bits": function for kind, function in more.items()}
     rounds = [{kind: STEPS / timeit.timeit(function, number=STEPS) for kind, function in calls.items()}
               for _ in range(1 + REPEATS)]
     rates = pd.DataFrame(rounds[1:])  # calls a second, without those of the first round, which are traced
@@ -152,19 +168,23 @@ def time_steps(name, outputs):
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output()
     flops = rates["training"] * profiler.profile(graph, options=options.build()).total_float_ops
     product_flops = rates["matrix product"] * 2 * 4096**3
-    table = pd.DataFrame({
-        "training / bare step": rates["training"] / rates["bare step"],
-        "evaluation with Grad-CAM / forward pass": rates["evaluation"] / rates["forward pass"],
-        "FLOP/s, training / matrix product": flops / product_flops,
-        "matrix product, GFLOP/s": product_flops / 1e9,
-        "training, images/s": settings.BATCH_SIZE * rates["training"],
-        "evaluation with Grad-CAM, images/s": settings.BATCH_SIZE * rates["evaluation"],
-    })
+    table = {"FLOP/s, training / matrix product": flops / product_flops,
+             "matrix product, GFLOP/s": product_flops / 1e9}
+    for bits in ("", ", 16 bits") if sixteen_bits else ("",):
+        training, step, forward, evaluation = (
+            rates[f"{kind}{bits}"] for kind in ("training", "bare step", "forward pass", "evaluation"))
+        table |= {
+            f"training{bits}, images/s": settings.BATCH_SIZE * training,
+            f"forward pass{bits}, images/s": settings.BATCH_SIZE * forward,
+            f"evaluation with Grad-CAM{bits}, images/s": settings.BATCH_SIZE * evaluation,
+            f"training / bare step{bits}": training / step,
+            f"evaluation with Grad-CAM / forward pass{bits}": evaluation / forward,
+            f"bare step, folded / not folded{bits}": step / rates[f"bare step, not folded{bits}"],
+            f"forward pass, folded / not folded{bits}": forward / rates[f"forward pass, not folded{bits}"],
+        }
     if sixteen_bits:
-        table["training, 16 bits, images/s"] = settings.BATCH_SIZE * rates["training, 16 bits"]
         table["training, 16 bits / 32 bits"] = rates["training, 16 bits"] / rates["training"]
-        table["training, 16 bits / bare step, 16 bits"] = rates["training, 16 bits"] / rates["bare step, 16 bits"]
-    return table.add_prefix(f"{name}: ")
+    return pd.DataFrame(table).add_prefix(f"{name}: ")
 
 
 def make_weights(file):
@@ -204,9 +224,9 @@ def start_training(data, outputs):
     import common
     import resnet50
 
-    def train(model, training, _, steps, settings, *__):
-        common.compile_model(model, steps, settings)
-        model.fit(training(0), steps_per_epoch=2, shuffle=False)
+    def train(model, training, _, settings, *__):
+        common.compile_model(model, len(training), settings)
+        model.fit(training, steps_per_epoch=2, shuffle=False)
         sys.exit()
 
     common.train = train

@@ -61,8 +61,7 @@ def test_from_download_to_first_batch(tmp_path, collection, form, part):
     films = common.group_duplicates(films, fingerprints)
     films = common.split_patients(films, 0, 0)
     assert films.loc[films["split"] != "left out"].groupby("group")["split"].nunique().max() == 1
-    training, validation, _ = common.make_datasets(images, films, settings)
-    for batch, labels, *_ in (next(iter(training(0))), next(iter(validation))):
+    for batch, labels in (batches[0] for batches in common.make_datasets(images, films, settings)):
         assert batch.shape[1:] == (224, 224, 3)
         assert len(batch) == len(labels) > 1
         assert min(np.std(image) for image in batch) > 5, "none is black"

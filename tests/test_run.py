@@ -21,7 +21,7 @@ from tiny import (build_tiny, common, copy_program, finish_process, finish_run, 
 
 import resnet50
 import vgg16
-from data.results import metrics
+from data.results import comparison, metrics
 
 # ---- constants ---------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ def test_the_name_changes_with_all_that_decides_the_results(name, tmp_path, monk
     model, weights = build_tiny(settings, films)
     assert common.name_run(settings, films, model, weights) == folders[0]
     for constants in ({"EPOCHS": 8}, {"SEED": 1}, {"LEARNING_RATE": 1e-3}, {"BATCH_SIZE": 12}, {"BRIGHTNESS": 0.2},
-                      {"CONTRAST": 0.1}, {"SATURATION": 0.1}, {"THRESHOLD": 0.4}):
+                      {"CONTRAST": 0.1}, {"THRESHOLD": 0.4}):
         folders.append(common.name_run(settings._replace(**constants), films, model, weights))
     for column, value in (("label", "benign"), ("split", "train"), ("image_sha256", "other"), ("group", "other")):
         changed = films.assign(**{column: [*films[column][:9], value]})
@@ -118,7 +118,7 @@ def test_the_name_changes_with_nothing_else(name, tmp_path):
     folder = name(weights=weights | {"origin": "here.h5"}, UNFROZEN_FRACTION=1)
     assert folder == name(weights=weights | {"origin": "there.h5"}, UNFROZEN_FRACTION=1.0)
     moved = name(weights=weights | {"origin": "here.h5"}, UNFROZEN_FRACTION=1, outputs=tmp_path / "elsewhere",
-                 DATA_DIR="/elsewhere", FOLD=3, CROP=None)
+                 DATA_DIR="/elsewhere", FOLD=3, CROP=None, SATURATION=0.1)
     assert (moved.parent, moved.name) == (tmp_path / "elsewhere", folder.name)
 
 
@@ -205,6 +205,21 @@ def test_a_finished_run_is_not_trained_again(capsys):
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()
             and path.name != ".cache"] == [folder.name], "nothing else is left behind"
+
+
+def test_a_run_that_another_process_completes_while_the_page_is_written_is_on_it(tmp_path, monkeypatch):
+    _, folder, _ = finish_run()
+    shutil.copytree(folder, tmp_path / "first")
+    show_section = comparison.show_section
+
+    def complete_another(*arguments):
+        shutil.copytree(folder, tmp_path / "second", dirs_exist_ok=True)
+        return show_section(*arguments)
+
+    monkeypatch.setattr(comparison, "show_section", complete_another)
+    common.compare(tmp_path)
+    assert sorted(pd.read_csv(tmp_path / "runs.csv")["run"]) == ["first", "second"]
+    assert "second" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_copies_of_a_film_are_on_one_side_of_the_split():

@@ -84,7 +84,6 @@ def test_the_files_agree_with_each_other(finished):
     assert settings["constants"]["BATCH_SIZE"] == 13
     assert settings["constants"].keys() >= set(common.MODULE_CONSTANTS)
     assert settings["model"]["backbone"] == name
-    assert settings["model"]["xla"] is False
     assert settings["weights"]["pretrained"] is False
     assert settings["collection"]["images"] == len(split)
     assert settings["collection"]["patients"] == 10

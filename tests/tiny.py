@@ -1,7 +1,7 @@
 """What the tests of a run share: a backbone of ten layers, its script, its films, and processes that run it.
 
 The script is made as the README says for another backbone: a copy of vgg16.py with another
-build_backbone(). The processor counts as two devices here, as no test may need a GPU.
+build_backbone().
 """
 import contextlib
 import functools
@@ -23,13 +23,9 @@ import cv2
 import h5py
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 from conftest import REPOSITORY
 
 import vgg16
-
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 
 FOLDER = tempfile.TemporaryDirectory()  # of finish_run(), gone with the process
 BACKBONE = '''def build_backbone(weights):

@@ -12,7 +12,7 @@ Jacobson and Judy 2001, Med. Phys. 28:419: exponent about 3 in mammograms). It h
 benign one is oval and circumscribed, a malignant one irregular and spiculated, some with
 microcalcifications. Both vary until they overlap, so that some cases stay hard.
 """
-import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def make_view(rng, view, side, plainness, radius, contrast, calcified):
 
 def write_atomically(path, content):
     """Write bytes to a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     part.write_bytes(content)
     part.replace(path)
 
@@ -136,7 +136,8 @@ def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, 
     is complete, and two runs that make it at once write the same.
     """
     folder = Path(folder)
-    (folder / "labels.csv").unlink(missing_ok=True)
+    if not any(folder.glob("images/*.png")):
+        (folder / "labels.csv").unlink(missing_ok=True)  # its images were deleted
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for patient in range(benign + malignant):
@@ -161,6 +162,7 @@ def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
     try:
+        (here / "labels.csv").unlink(missing_ok=True)  # of other constants
         print(f"{len(make_phantoms(here))} synthetic mammograms in {here}")
     except OSError as error:  # no right to write, a full disk
         sys.exit(f"The phantoms could not be made: {error}")

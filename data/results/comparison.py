@@ -112,8 +112,8 @@ def show_section(runs, films, names, output_dir):
 
 def compare(output_dir):
     """Write runs.csv and report.html: which setting in OUTPUT_DIR (Path) is better, and how sure is that?"""
-    found = []
-    for file in sorted(output_dir.glob("[!.]*/settings.json"), key=os.path.getmtime):
+    found, files = [], set(output_dir.glob("[!.]*/settings.json"))
+    for file in sorted(files, key=os.path.getmtime):
         try:
             places = [file.parent, *file.parent.glob("test")]
             found += [read_run(file.parent, place) for place in places]
@@ -123,7 +123,7 @@ def compare(output_dir):
         return
     rows, films = zip(*found, strict=True)
     runs, films = pd.DataFrame(rows, dtype=object).fillna("not recorded").astype(str), pd.concat(films)
-    apart = ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED")
+    apart = ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "SATURATION")  # the last does nothing to grey films
     names = [name for name in runs if name.isupper() and name not in apart]
     texts = runs.map(html.escape)
     texts["WEIGHTS"] = texts.groupby(["section", "weights"])["WEIGHTS"].transform("last")  # one text a file
@@ -134,6 +134,8 @@ def compare(output_dir):
     for name, text in (("runs.csv", runs.to_csv(index=False)), ("report.html", PAGE + "\n".join(sections))):
         with explain_write_errors(output_dir), replace(output_dir / name) as temporary:
             temporary.write_text(text, "utf-8", newline="")
+    if files != set(output_dir.glob("[!.]*/settings.json")):  # another process has completed a run meanwhile
+        compare(output_dir)
 
 
 BEST = """<p>The best was picked on these patients: its figures are optimistic. A difference is that of two

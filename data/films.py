@@ -1,4 +1,5 @@
 """Which films there are: folder layouts, labels.csv and patients become one table."""
+import contextlib
 import io
 import os
 import runpy
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data import UserError, log
+from data import UserError, log, quote
 
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", ".dcm", ".dicom")
@@ -24,27 +25,42 @@ LAYOUTS = "DATA_DIR needs benign/ and malignant/, or train/ and val/ with these,
 
 
 def list_some(items):
-    """The first 20 items in one line, quoted, and how many more there are."""
+    """The first 20 items in one line, quoted and shortened, and how many more there are."""
     more = f" and {len(items) - 20} more" if len(items) > 20 else ""
-    return ", ".join(map(repr, items[:20])) + more
+    return ", ".join(map(quote, items[:20])) + more
 
 
 def is_dicom(path):
     """Whether a file is DICOM, by its suffix or its first bytes."""
+    if not os.path.isfile(path):  # reading a pipe or a device may never end
+        return False
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return path.suffix.lower() in (".dcm", ".dicom")
-    return path.is_file() and os.access(path, os.R_OK) and path.open("rb").read(132)[128:] == b"DICM"
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+    return False
 
 
 def is_image(path):
+    """Whether a path is that of an image, by its suffix, whatever there is; otherwise by the first bytes."""
     return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
 
 
-def list_files(folder):
-    """All below a folder but what is hidden; links are not followed."""
-    for path in folder.iterdir():
+def list_files(folder, unlisted=None):
+    """All below a folder but what is hidden; links are not followed.
+
+    Folders that cannot be listed are added to `unlisted`, a list. Without one they raise OSError.
+    """
+    try:
+        paths = [(path, path.is_dir() and not path.is_symlink()) for path in folder.iterdir()]
+    except OSError:
+        if unlisted is None:
+            raise
+        unlisted.append(folder)
+        paths = []
+    for path, is_folder in paths:
         if not path.name.startswith("."):
-            yield from list_files(path) if path.is_dir() and not path.is_symlink() else [path]
+            yield from list_files(path, unlisted) if is_folder else [path]
 
 
 def absolute(path):
@@ -53,14 +69,22 @@ def absolute(path):
 
 
 def list_images(films):
-    """Absolute paths of a film, of a list of films, or of all images in a folder: UserError if it has none."""
+    """Absolute paths of a film, of a list of films, or of all images in a folder: UserError if it has none.
+
+    Folders below it that cannot be listed are named, and are among the paths: nobody takes the list for complete.
+    """
     if not isinstance(films, (str, os.PathLike)):
         return [absolute(film) for film in films]
-    path = absolute(films)
-    images = sorted(filter(is_image, list_files(path))) if path.is_dir() else [path]
+    path, unlisted = absolute(films), []
+    if not os.path.isdir(path):
+        return [path]
+    images = sorted(filter(is_image, list_files(path, unlisted)))
+    if unlisted:
+        log.warning("these folders cannot be listed, so that their images are missing: %s",
+                    list_some([str(folder) for folder in unlisted]))
     if not images:
-        raise UserError(f"{path} has no image: {', '.join(IMAGE_SUFFIXES)}.")
-    return images
+        raise UserError(f"{path} has no image that can be found: {', '.join(IMAGE_SUFFIXES)}.")
+    return images + unlisted
 
 
 def read_folders(root):

@@ -1,5 +1,4 @@
 """Who is trained on, validated on and tested on, and what a model was trained on already."""
-import json
 import os
 from itertools import product
 from pathlib import Path
@@ -9,10 +8,12 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from data import UserError, log
-from data.duplicates import find_groups
+from data.duplicates import RINGS, WAVES, find_groups
+from data.runs import REMEDY, is_text, read_array, read_json, read_table
 
 FOLDS = 5  # parts of the patients, one of which is held out
 HERE = Path(__file__).resolve().parent.parent
+SETTINGS = {"constants": {"WEIGHTS": lambda v: v is None or is_text(v)}}  # of a run that is started from
 
 
 def check_folds(films):
@@ -82,17 +83,29 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
 
 
 def read_trained(file):
-    """[(films, fingerprints)] that a model file was trained on, in its own run and in those it started from."""
-    files = [file.with_name(name) for name in ("split.csv", "fingerprints.npy", "settings.json")]
-    if not all(map(Path.is_file, files)):
-        log.warning("%s does not lie in the folder of a run: whether it has seen these films is unknown", file)
-        return []
-    films = pd.read_csv(files[0], dtype=str, keep_default_na=False).assign(left_out="")
-    # a result of all folds has no column split: what was not left out was trained on in some fold
-    rows = np.flatnonzero(films["split"] == "train" if "split" in films else films["fold"] != "left out")
-    found = [(films.iloc[rows].assign(split="train"), np.load(files[1])[rows])]
-    weights = json.loads(files[2].read_text("utf-8"))["constants"]["WEIGHTS"]
-    return found if weights in (None, "imagenet") else found + read_trained(HERE / os.path.expanduser(weights))
+    """[(films, fingerprints)] that a model file was trained on, in its own run and in those it started from.
+
+    Raises UserError where a file of these runs is damaged.
+    """
+    found, earlier = [], set()
+    while True:
+        files = [file.parent / name for name in ("split.csv", "fingerprints.npy", "settings.json")]
+        if file in earlier or not all(map(os.path.isfile, files)):  # or replaced by a model that started from it
+            log.warning("%s does not lie in the folder of a run: whether it has seen these films is unknown", file)
+            return found
+        earlier.add(file)
+        films = read_table(files[0], ["path", "patient_id"]).assign(left_out="")
+        prints = read_array(files[1], np.complex64, (len(films), 2, RINGS, WAVES))
+        # a result of all folds has no column split: what was not left out was trained on in some fold
+        trained = films["split"].eq("train") if "split" in films else films.get("fold", "left out") != "left out"
+        rows = np.flatnonzero(trained)
+        if len(rows) == 0 or np.linalg.norm(prints, axis=(2, 3)).max() > 1.001:
+            raise UserError(f"{files[0]} and fingerprints.npy do not tell what was trained on: {REMEDY}.")
+        found.append((films.iloc[rows].assign(split="train"), prints[rows]))
+        weights = read_json(files[2], SETTINGS)["constants"]["WEIGHTS"]
+        if weights in (None, "imagenet"):
+            return found
+        file = HERE / os.path.expanduser(weights)
 
 
 def add_trained(films, fingerprints, collection, trained):

@@ -1,5 +1,7 @@
 """What a model was trained on: known by the patient and by the picture, in its own run and in those before."""
+import io
 import json
+import re
 import types
 
 import numpy as np
@@ -81,6 +83,58 @@ def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, writ
     with pytest.raises(UserError, match="1 of the 4 held-out patients"):
         check_unseen(films, prints, settings)
     assert "is unknown" not in caplog.text
+    file = settings.WEIGHTS.parent / "settings.json"  # of the second run, which the first replaced meanwhile
+    recorded = file.read_text()
+    for model in (settings.WEIGHTS, first.WEIGHTS):
+        (first.WEIGHTS.parent / "settings.json").write_text(json.dumps({"constants": {"WEIGHTS": str(model)}}))
+        with pytest.raises(UserError, match="1 of the 4 held-out patients"):
+            check_unseen(films, prints, settings)
+        assert f"{model} does not lie in the folder of a run" in caplog.text
+    assert file.read_text() == recorded
     (first.WEIGHTS.parent / "split.csv").unlink()
     check_unseen(films, prints, settings)
     assert f"{first.WEIGHTS} does not lie in the folder of a run" in caplog.text
+
+
+def save(array):
+    """The bytes of a NumPy file."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=True)
+    return content.getvalue()
+
+
+PRINTS = make_fingerprints(np.random.default_rng(0), 8)
+HEADER = "path,patient_id,split\n"
+ROWS = [f"{number},{number},train\n" for number in range(9)]
+CLAIMED = save(PRINTS).replace(b"(8, 2,", b"(8888888888, 2,").replace(b" " * 9, b"", 1)  # more than any disk holds
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    *[("split.csv", text) for text in (
+        "", HEADER, "path,patient_id\n" + "a,b\n" * 8, "path,split\n" + "a,train\n" * 8, "".join(ROWS[:8]),
+        HEADER + "".join(ROWS[:7]), HEADER + "".join(ROWS), HEADER + "".join(ROWS[:7]) + "8,8,train,x\n",
+        HEADER + "".join(ROWS[:8]).replace("train", "test"), "path,patient_id,fold\n" + "a,b,left out\n" * 8,
+        b"\x89PNG\xff", b"\0" * 99, "path,path,patient_id,split\n" + "a,b,c,train\n" * 8, HEADER + '"' * 99)],
+    *[("fingerprints.npy", text) for text in (b"", b"text", save(PRINTS)[:-1], save(PRINTS)[:50], CLAIMED)],
+    *[("fingerprints.npy", save(array)) for array in (
+        PRINTS[:7], PRINTS[:, 0], PRINTS[:, :1], PRINTS.real, PRINTS * np.nan, PRINTS * 9, 3, np.array([{}] * 8))],
+    *[("settings.json", text) for text in (
+        "", "[]", "{", '{"constants": []}', '{"constants": {}}', '{"constants": {"WEIGHTS": 3}}', "[" * 10**5,
+        '{"constants": {"WEIGHTS": ["a"]}}', json.dumps({"constants": {"WEIGHTS": "x" * 10**6}}))],
+])
+def test_what_was_trained_on_is_known_or_refused(collection, write_run, name, content):
+    """Of a damaged or foreign run; the sentence names the file, and nothing of Python or of a library."""
+    settings = write_run(*collection, trained=range(8))
+    content = content.encode() if isinstance(content, str) else content
+    (settings.WEIGHTS.parent / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as caught:
+        check_unseen(*collection, settings)
+    assert not re.search(r"Error|Errno|Traceback|object|dtype|\n", str(caught.value))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("weights", ["/", "", "\0", "nowhere", "x" * 4000, "~no such user/x", "/dev/null", "run"])
+def test_weights_from_elsewhere_are_unknown(collection, write_run, caplog, weights):
+    settings = write_run(*collection, trained=range(4), weights=weights.replace("\0", "a" * 9))
+    check_unseen(*collection, settings)
+    assert "whether it has seen these films is unknown" in caplog.text

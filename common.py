@@ -42,7 +42,7 @@ try:
     from data.results.figures import draw_training_curves, overlay_map, write_figure, write_overlay
     from data.results.files import write_leaks, write_results, write_table
     from data.results.summary import show_results
-    from data.runs import (REMEDY, explain_damage, is_folder_name, is_list, is_number, is_table, is_text,
+    from data.runs import (REMEDY, explain_damage, is_dict_of, is_folder_name, is_list_of, is_number, is_text,
                            read_array, read_json, read_predictions)
     from data.splits import FOLDS, check_folds, check_sides, check_unseen, leave_out_known, split_patients  # noqa: F401
 
@@ -108,13 +108,13 @@ Settings = namedtuple("Settings", [*CONSTANTS, *MODULE_CONSTANTS])
 TO_PREDICT = {  # what is used of the settings.json of a run, see data.runs.check
     "note": is_text,
     "constants": {"CROP": CONSTANTS["CROP"][0], "BATCH_SIZE": CONSTANTS["BATCH_SIZE"][0], "THRESHOLD": is_number},
-    "collection": {"depths": lambda v: is_table(v, lambda bits: is_number(bits, Integral, 1, 16))},
+    "collection": {"depths": lambda v: is_dict_of(v, lambda bits: is_number(bits, Integral, 1, 16))},
 }
 TO_REPORT = TO_PREDICT | {  # in another result, of another collection or of all folds
     "title": is_text,
     "constants": dict.fromkeys(MODULE_CONSTANTS, is_number)
     | {name: is_valid for name, (is_valid, _) in CONSTANTS.items()} | {"DATA_DIR": is_text},
-    "model": {"backbone": is_text, "floats": lambda v: is_list(v, is_text), "layers": is_number,
+    "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text), "layers": is_number,
               "unfrozen_layers": is_number, "trained_parameters": is_number},
     "weights": {"origin": is_text, "pretrained": lambda v: isinstance(v, bool), "sha256": is_text},
 }
@@ -741,7 +741,7 @@ def load_run(run, used=TO_PREDICT):
     if "TRAINED_ON" in recorded["constants"]:
         raise UserError(f"{run} is the result of validate(), which has no model: name the run that it scored.")
     names = recorded.get("folds", [folder.name])
-    if not is_list(names, is_folder_name) or len(names) > FOLDS:
+    if not is_list_of(names, is_folder_name) or len(names) > FOLDS:
         raise UserError(f"{folder / 'settings.json'} has {quote(names)} for folds, which no run writes: {REMEDY}.")
     return folder, [load_model(folder.parent / name / "model.keras") for name in names], recorded
 

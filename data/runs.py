@@ -1,8 +1,8 @@
 """The files of a finished run, read back: its settings, tables and arrays.
 
-A run folder may be damaged, come from somebody else or from another version. So whoever reads a file of it says
-what is used: the values of a JSON file, the columns of a table, the shape of an array. What is missing or wrong is
-a UserError that names file and value. Nothing else of a foreign folder is relied on.
+A run folder may be damaged, or come from somebody else or another version. So who reads a file of it says what is
+used: the values of a JSON file, the columns of a table, the shape of an array. A UserError names the file and what
+is missing or wrong in it. Nothing else of a foreign folder is relied on.
 """
 import contextlib
 import json
@@ -37,13 +37,13 @@ def is_cell(value):
     return value is None or isinstance(value, bool) or is_number(value) or is_text(value)
 
 
-def is_list(value, is_valid):
+def is_list_of(value, is_valid):
     """Whether a value is a list with an item at least, all of which are valid."""
     return isinstance(value, list) and len(value) > 0 and all(map(is_valid, value))
 
 
-def is_table(value, is_valid):
-    """Whether a value is a dict from text to what is valid."""
+def is_dict_of(value, is_valid):
+    """Whether a value is a dict from names to what is valid."""
     return isinstance(value, dict) and all(map(is_text, value)) and all(map(is_valid, value.values()))
 
 
@@ -69,7 +69,7 @@ def check(content, shape, file, above=""):
 
 @contextlib.contextmanager
 def explain_damage(file):
-    """Turn whatever it leads to when a file of a run is read into a UserError."""
+    """Turn whatever the reading of a file of a run leads to into a UserError."""
     if not os.path.isfile(file):  # a pipe would never end
         raise UserError(f"{file} is missing, or is no file: {REMEDY}.")
     if not os.access(file, os.R_OK):
@@ -89,10 +89,10 @@ def read_json(file, shape):
 
 
 def read_results(file):
-    """The metrics.json of a result: each metric is a number, and its interval are two. Raises UserError."""
+    """The metrics.json of a result, where each metric is a number, and its interval are two. Raises UserError."""
     results = read_json(file, {
         "side": lambda v: v in ("validation", "test", "all folds"),
-        "ci95": lambda v: is_table(v, lambda limits: is_list(limits, is_number) and len(limits) == 2),
+        "ci95": lambda v: is_dict_of(v, lambda limits: is_list_of(limits, is_number) and len(limits) == 2),
     })
     check(results, dict.fromkeys(results["ci95"], is_number), file)
     return results

@@ -96,8 +96,10 @@ def read_trained(file):
         earlier.add(file)
         films = read_table(files[0], ["path", "patient_id"]).assign(left_out="")
         prints = read_array(files[1], np.complex64, (len(films), 2, RINGS, WAVES))
-        # a result of all folds has no column split: what was not left out was trained on in some fold
-        trained = films["split"].eq("train") if "split" in films else films.get("fold", "left out") != "left out"
+        if "split" in films:
+            trained = films["split"].eq("train")
+        else:  # a result of all folds: what was not left out was trained on in some fold
+            trained = read_table(files[0], ["fold"])["fold"].ne("left out")
         rows = np.flatnonzero(trained)
         if len(rows) == 0 or np.linalg.norm(prints, axis=(2, 3)).max() > 1.001:
             raise UserError(f"{files[0]} and fingerprints.npy do not tell what was trained on: {REMEDY}.")

@@ -12,15 +12,15 @@ from data import UserError, explain_write_errors, log, replace
 from data.films import CLASSES
 from data.results import metrics
 from data.results.metrics import with_interval
-from data.runs import (REMEDY, check, is_cell, is_list, is_number, is_table, is_text, read_json, read_predictions,
-                       read_results, read_table)
+from data.runs import (REMEDY, check, is_cell, is_dict_of, is_list_of, is_number, is_text, read_json,
+                       read_predictions, read_results, read_table)
 
 SETTINGS = {  # what is used of the settings.json of a run, see data.runs.check
     "note": is_text,
-    "constants": lambda v: is_table(v, is_cell),
-    "model": {"backbone": is_text, "floats": lambda v: is_list(v, is_text)},
+    "constants": lambda v: is_dict_of(v, is_cell),
+    "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text)},
     "split": {"given": lambda v: isinstance(v, bool)},
-    "seconds": lambda v: is_table(v, is_number),
+    "seconds": lambda v: is_dict_of(v, is_number),
     "weights": {"sha256": is_text},
 }
 CONSTANTS = {"DATA_DIR": is_text, "FOLD": is_cell, "WEIGHTS": is_cell, "THRESHOLD": is_number,

@@ -21,6 +21,7 @@ import socket
 import sys
 import time
 import warnings
+import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
@@ -34,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 saved_stderr = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
 try:
-    from data import UserError, explain_write_errors, log, reading, replace
+    from data import UserError, cut_name, explain_write_errors, log, quote, reading, replace
     from data.duplicates import group_duplicates  # noqa: F401
     from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
     from data.reading import IMAGE_SIZE, read_films
@@ -42,6 +43,8 @@ try:
     from data.results.figures import draw_training_curves, overlay_map, write_figure, write_overlay
     from data.results.files import write_leaks, write_results, write_side, write_table
     from data.results.summary import show_results, write_summary
+    from data.runs import (REMEDY, explain_damage, is_dict_of, is_folder_name, is_list_of, is_number, is_text,
+                           read_array, read_json, read_predictions)
     from data.splits import (FOLDS, check_folds, check_sides, check_unseen, has_validation,  # noqa: F401
                              is_imagenet, leave_out_known, list_seen, split_patients)
 
@@ -91,10 +94,6 @@ def is_path(value):
     return isinstance(value, (str, os.PathLike)) and str(value).strip() != ""
 
 
-def is_number(value, kind, low, high=sys.float_info.max):
-    return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
-
-
 def is_seed(value):
     return is_number(value, Integral, 0, 2**31 - 1)
 
@@ -115,6 +114,19 @@ CONSTANTS = {  # of a script: what each may be, as a check and in words
 }
 MODULE_CONSTANTS = ("BRIGHTNESS", "CONTRAST", "SATURATION", "HEAD_UNITS", "DROPOUT", "THRESHOLD")
 Settings = namedtuple("Settings", [*CONSTANTS, *MODULE_CONSTANTS])
+TO_PREDICT = {  # what is used of the settings.json of a run, see data.runs.check
+    "note": is_text,
+    "constants": {"CROP": CONSTANTS["CROP"][0], "BATCH_SIZE": CONSTANTS["BATCH_SIZE"][0], "THRESHOLD": is_number},
+    "collection": {"depths": lambda v: is_dict_of(v, lambda bits: is_number(bits, Integral, 1, 16))},
+}
+TO_REPORT = TO_PREDICT | {  # in another result, of another collection or of all folds
+    "title": is_text,
+    "constants": dict.fromkeys(MODULE_CONSTANTS, is_number)
+    | {name: is_valid for name, (is_valid, _) in CONSTANTS.items()} | {"DATA_DIR": is_text},
+    "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text), "layers": is_number,
+              "unfrozen_layers": is_number, "trained_parameters": is_number},
+    "weights": {"origin": is_text, "pretrained": lambda v: isinstance(v, bool), "sha256": is_text},
+}
 
 
 def run(main):
@@ -154,7 +166,7 @@ def check_constants(constants):
             raise UserError(f"{name} is missing at the top of the script: it has to be {description}.")
         value = values[name] = constants[name]
         if not is_valid(value):
-            raise UserError(f"{name} is {value!r}, but has to be {description}.")
+            raise UserError(f"{name} is {quote(value)}, but has to be {description}.")
         if name in ("DATA_DIR", "OUTPUT_DIR") or (name == "WEIGHTS" and value not in (None, "imagenet")):
             values[name] = Path(os.path.abspath(HERE / os.path.expanduser(value)))
         elif name in ("UNFROZEN_FRACTION", "LEARNING_RATE"):
@@ -162,7 +174,7 @@ def check_constants(constants):
         elif isinstance(value, np.integer):
             values[name] = int(value)  # as JSON takes it
         if name == "WEIGHTS" and isinstance(values[name], Path) and not values[name].is_file():
-            raise UserError(f"WEIGHTS is {str(value)!r}, but there is no file {values[name]}.")
+            raise UserError(f"WEIGHTS is {quote(str(value))}, but there is no file {values[name]}.")
     return Settings(**values)
 
 
@@ -271,14 +283,17 @@ def load_backbone(build_backbone, films, fingerprints, settings):
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # seconds: a network that swallows packets would hang the run
     try:
+        if str(source).endswith(".keras"):
+            check_archive(source)
         with warnings.catch_warnings(action="error", category=UserWarning):  # of layers that stay without weights
             backbone = build_backbone(source)
     except Exception as error:  # Keras and h5py raise whatever the network or the file leads them to
         if source is None or isinstance(error, (NameError, AttributeError, TypeError)):
             raise  # a mistake in the script
-        reason = str(error).strip().splitlines()[0]
         if source != "imagenet":
-            raise UserError(f"WEIGHTS: {source} holds no such backbone without top layers ({reason}).") from error
+            raise UserError(f"WEIGHTS: {source} holds no such backbone without top layers, or is damaged: name"
+                            " another file.") from error
+        reason = str(error).strip().splitlines()[0]
         sentence = f"No ImageNet weights ({reason}): fetch that file elsewhere, and set WEIGHTS to its path."
         if not is_synthetic(films):
             raise UserError(sentence) from error
@@ -785,12 +800,17 @@ def pool_folds(folders, films, images, fingerprints, settings):
     folder = folders[0].with_name(f"{folders[0].name.rpartition('-')[0]}-all-{digits}")
     if is_complete(folder):
         return folder
-    parts = [pd.read_csv(part / "predictions.csv", dtype=str, keep_default_na=False) for part in folders]
-    maps = np.concatenate([np.load(part / "maps.npy") for part in folders])
-    records = [json.loads((part / "settings.json").read_text("utf-8")) for part in folders]
+    parts = [read_predictions(part / "predictions.csv") for part in folders]
     fold = films["fold"].mask(films["split"].eq("test"), "test")
     films = films.assign(fold=fold.mask(films["left_out"].ne(""), "left out"))
-    predictions = pd.concat(parts).drop(columns="note", errors="ignore").astype({"probability": float})
+    predictions = pd.concat(parts).drop(columns="note", errors="ignore")
+    if sorted(predictions["path"]) != sorted(films["path"][films["fold"].str.isdigit()]):
+        names = ", ".join(part.name for part in folders)
+        raise UserError(f"the predictions.csv of {names} do not have each film once: {REMEDY}.")
+    maps = np.concatenate([read_array(place / "maps.npy", np.float32, (len(part), None, None))
+                           for place, part in zip(folders, parts, strict=True)])
+    records = [read_json(part / "settings.json", TO_REPORT | {"seconds": {"training": is_number}})
+               for part in folders]
     predictions.index = pd.Index(films["path"]).get_indexer(predictions["path"])
     predictions["fold"] = films["fold"]
     recorded = records[-1] | {"folds": [part.name for part in folders]}
@@ -823,22 +843,45 @@ def score_test(folder, films, images, settings):
 # ---- after a run -------------------------------------------------------------------------------
 
 
-def load_run(run):
+def check_archive(file):
+    """Raise UserError where a model.keras is damaged: Keras ignores the checksum of the weights if it is wrong."""
+    with explain_damage(file), zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise UserError(f"{file} is damaged: {REMEDY}.")
+
+
+def load_model(file):
+    """The model of a run, whose file may be damaged or hold another one. Raises UserError."""
+    check_archive(file)
+    with explain_damage(file):
+        model = keras.models.load_model(file, compile=False, safe_mode=True)
+        shapes = model.input_shape, model.get_layer("logit").output.shape, model.output_shape
+        fits = shapes == ((None, IMAGE_SIZE, IMAGE_SIZE, 3), (None, 1), (None, 1))
+        finite = all(np.isfinite(weight).all() for weight in model.get_weights())
+        make_gradcam(model)
+    if not (fits and finite):
+        raise UserError(f"{file} is not the model of a run: {REMEDY}.")
+    return model
+
+
+def load_run(run, used=TO_PREDICT):
     """(folder, models, recorded) of a run: its folder, its model.keras, or the folder of all folds (five models).
 
-    recorded: its settings.json. A path counts from the working directory. Raises UserError.
+    recorded: its settings.json, which has to have what is `used`. A path counts from the working directory. Raises
+    UserError.
     """
     run = absolute(run)
-    folder = run if run.is_dir() else run.parent
-    try:
-        recorded = json.loads((folder / "settings.json").read_text("utf-8"))
-        _ = recorded["constants"]["THRESHOLD"], recorded["collection"]["depths"]  # KeyError of older versions
-        if "TRAINED_ON" in recorded["constants"]:
-            raise ValueError("it is the result of validate(), which has no model")
-        files = [folder.with_name(name) / "model.keras" for name in recorded.get("folds", [folder.name])]
-        return folder, [keras.models.load_model(file, safe_mode=True) for file in files], recorded
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{run} and the settings.json in its folder cannot be loaded ({error}).") from error
+    folder = run if os.path.isdir(run) else run.parent
+    if not os.path.isfile(folder / "settings.json"):
+        raise UserError(f"{run} is no run: there is no {folder / 'settings.json'}.")
+    recorded = read_json(folder / "settings.json", used)
+    if "TRAINED_ON" in recorded["constants"]:
+        raise UserError(f"{run} is the result of validate(), which has no model: name the run that it scored.")
+    names = recorded.get("folds", [folder.name])
+    if not is_list_of(names, is_folder_name) or len(names) > FOLDS:
+        raise UserError(f"{folder / 'settings.json'} has {quote(names)} for folds, which no run writes: {REMEDY}.")
+    return folder, [load_model(folder.parent / name / "model.keras") for name in names], recorded
 
 
 def predict(run, films, overlays=None, lesion_boxes=None):
@@ -853,10 +896,11 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     """
     open_console()
     folder, models, recorded = load_run(run)
-    if recorded.get("note"):
+    if recorded["note"]:
         log.warning("*** the model: %s ***", recorded["note"])
     constants, depths = recorded["constants"], recorded["collection"]["depths"]
     paths, rows, kinds, size = list_images(films), [], set(), constants["BATCH_SIZE"]
+    overlays = overlays and absolute(overlays)
     boxes = {absolute(path): box for path, box in (lesion_boxes or {}).items()}
 
     def read(path):
@@ -876,9 +920,17 @@ def predict(run, films, overlays=None, lesion_boxes=None):
             prints += fingerprints
             results = zip(batch, images, reasons, *explain(np.stack(images)), strict=True)
             for path, image, reason, probability, cam in results:
+                if not reason and np.isnan(probability):
+                    reason = "the model gives no number for this film: the model may be damaged"
                 if overlays and not reason:
-                    file = Path(os.path.expanduser(overlays)) / f"{len(rows):05d}_{path.stem[:100]}.png"
-                    write_overlay(overlay_map(image, cam), file)
+                    file = overlays / f"{len(rows):05d}_{cut_name(path.stem)}.png"
+                    try:
+                        write_overlay(overlay_map(image, cam), file)
+                    except (OSError, ValueError) as error:  # the table is worth more
+                        log.warning("overlays are missing from row %d on: %s cannot be written (%s). The table is"
+                                    " complete.", len(rows), quote(str(file)),
+                                    getattr(error, "strerror", "no file can have this name"))
+                        overlays = None
                 rows.append((str(path), np.nan if reason else probability, reason))
             log.info("%d of %d films", len(rows), len(paths))
     if new := kinds - {*depths}:
@@ -897,10 +949,10 @@ def validate(run, data_dir):
     have a patient_id that the run was trained on are left out (leaks.csv); dicom_00001 and so on are no such ids.
     """
     console = open_console()
-    source, models, recorded = load_run(run)
-    files = source / "split.csv", source / "fingerprints.npy"
-    if not {*Settings._fields} <= {*recorded["constants"]} or not all(map(Path.is_file, files)):
-        raise UserError(f"{source} is no run, or was made by an older version: run its script again.")
+    source, models, recorded = load_run(run, TO_REPORT)
+    for file in (source / "split.csv", source / "fingerprints.npy"):
+        if not os.path.isfile(file):
+            raise UserError(f"{file} is missing, which tells what was trained on: {REMEDY}.")
     data_dir, trained_on = absolute(data_dir), recorded["constants"]["DATA_DIR"]
     constants = recorded["constants"] | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent}
     settings = Settings(*map(constants.get, Settings._fields))
@@ -914,10 +966,14 @@ def validate(run, data_dir):
         raise UserError(f"{data_dir} has no film that {source.name} can be scored on ({reasons}).")
     check_sides(films, ["validation"])
     results = evaluate(models, images, films, settings)
+    if any(predictions["probability"].isna().any() for predictions, _ in results.values()):
+        raise UserError(f"the model of {source} gives no number for some films, and may be damaged: {REMEDY}.")
     notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]
     note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
-    folder = source.with_name(f"{source.name}-on-{data_dir.name}-{hash_to_digits(films['film_sha256'].tolist())}")
+    name = cut_name(f"{source.name}-on-{data_dir.name}", 200)
+    folder = source.with_name(f"{name}-{hash_to_digits(films['film_sha256'].tolist())}")
     recorded |= describe_run(settings, films, console) | {"note": note, "title": title, "seconds": {}}
+    recorded["model"] = {name: recorded["model"][name] for name in TO_REPORT["model"]}
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
     with make_folder(folder, again=True) as new:
         write_results(new, settings, films, images, results, recorded)

@@ -2,26 +2,47 @@
 
 films.py finds the films and their patients, with names.py for what names tell. reading.py turns one file into a
 224 x 224 image, with dicom.py for DICOM. duplicates.py finds films that show the same picture. splits.py says who
-is trained on and tested on. results/ measures, draws and describes predictions. The other folders are collections,
-each with a prepare.py; preparing.py is what these share.
+is trained on and tested on. runs.py reads the files of a finished run and checks them. results/ measures, draws
+and describes predictions. The other folders are collections, each with a prepare.py; preparing.py is what these
+share.
 """
 import contextlib
 import logging
 import os
+import reprlib
 import secrets
 
 MAX_PIXELS = 2**26  # 8192 x 8192: no film has more, and a small file may claim to
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads these two when it is imported
 os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
+MAX_SENTENCE = 20_000  # characters of a UserError: a file may hold a name of any length
 log = logging.getLogger("mammograms")  # what was found, guessed, converted or left out; common.py prints it
+shortener = reprlib.Repr()
+shortener.maxstring = shortener.maxother = 200  # characters of a quoted value
 
 
 class UserError(Exception):
     """Something that the user can fix: one sentence with what is wrong, where, and what to change."""
 
+    def __init__(self, sentence):
+        if len(sentence) > MAX_SENTENCE:
+            half = MAX_SENTENCE // 2
+            sentence = f"{sentence[:half]} ... {sentence[-half:]}"
+        super().__init__(sentence)
+
     def _render_traceback_(self):
         """The sentence alone, where IPython, Jupyter or Spyder would show a traceback."""
         return [str(self)]
+
+
+def quote(value):
+    """A value as one writes it in Python, for a sentence: in one line, without its middle where it is long."""
+    return shortener.repr(value)
+
+
+def cut_name(name, size=100):
+    """The start of a file name in at most `size` bytes of UTF-8, of which a whole name may have 255."""
+    return name.encode("utf-8", "ignore")[:size].decode("utf-8", "ignore")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data import UserError, log
+from data import UserError, log, quote
 from data.names import (ROUNDED, find_companions, first_known, is_nobody, match_patients, read_path, to_key,
                         to_side, to_view)
 
@@ -56,27 +56,42 @@ PUBLIC, TEXT = "public PatientID", "text before side and view"  # sources of pat
 
 
 def list_some(items):
-    """The first 20 items in one line, quoted, and how many more there are."""
+    """The first 20 items in one line, quoted and shortened, and how many more there are."""
     more = f" and {len(items) - 20} more" if len(items) > 20 else ""
-    return ", ".join(map(repr, items[:20])) + more
+    return ", ".join(map(quote, items[:20])) + more
 
 
 def is_dicom(path):
     """Whether a file is DICOM, by its suffix or its first bytes."""
+    if not os.path.isfile(path):  # reading a pipe or a device may never end
+        return False
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return path.suffix.lower() in (".dcm", ".dicom")
-    return path.is_file() and os.access(path, os.R_OK) and path.open("rb").read(132)[128:] == b"DICM"
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+    return False
 
 
 def is_image(path):
+    """Whether a path is that of an image, by its suffix, whatever there is; otherwise by the first bytes."""
     return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
 
 
-def list_files(folder):
-    """All below a folder but what is hidden; links are not followed."""
-    for path in folder.iterdir():
+def list_files(folder, unlisted=None):
+    """All below a folder but what is hidden; links are not followed.
+
+    Folders that cannot be listed are added to `unlisted`, a list. Without one they raise OSError.
+    """
+    try:
+        paths = [(path, path.is_dir() and not path.is_symlink()) for path in folder.iterdir()]
+    except OSError:
+        if unlisted is None:
+            raise
+        unlisted.append(folder)
+        paths = []
+    for path, is_folder in paths:
         if not path.name.startswith("."):
-            yield from list_files(path) if path.is_dir() and not path.is_symlink() else [path]
+            yield from list_files(path, unlisted) if is_folder else [path]
 
 
 def absolute(path):
@@ -85,15 +100,23 @@ def absolute(path):
 
 
 def list_images(films):
-    """Absolute paths of a film, of a list of films, or of all images in a folder: UserError if it has none."""
+    """Absolute paths of a film, of a list of films, or of all images in a folder: UserError if it has none.
+
+    Folders below it that cannot be listed are named, and are among the paths: nobody takes the list for complete.
+    """
     if not isinstance(films, (str, os.PathLike)):
         return [absolute(film) for film in films]
-    path = absolute(films)
-    images = sorted(filter(is_image, list_files(path))) if path.is_dir() else [path]
+    path, unlisted = absolute(films), []
+    if not os.path.isdir(path):
+        return [path]
+    images = sorted(filter(is_image, list_files(path, unlisted)))
+    if unlisted:
+        log.warning("these folders cannot be listed, so that their images are missing: %s",
+                    list_some([str(folder) for folder in unlisted]))
     if not images:
-        raise UserError(f"{path} has no image: {', '.join(IMAGE_SUFFIXES)}.")
+        raise UserError(f"{path} has no image that can be found: {', '.join(IMAGE_SUFFIXES)}.")
     ignored = {path / name for name in log_companions([image.relative_to(path).as_posix() for image in images])}
-    return [image for image in images if image not in ignored]
+    return [image for image in images if image not in ignored] + unlisted
 
 
 # ---- layouts -----------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Who is trained, validated and tested on, and what a model has seen already."""
 import hashlib
-import json
 import os
 from itertools import product
 from pathlib import Path
@@ -13,9 +12,14 @@ from data import UserError, log
 from data.duplicates import find_groups
 from data.films import CLASSES, list_some
 from data.names import first_known, match_patients
+from data.runs import REMEDY, is_text, read_array, read_json, read_table
 
 FOLDS = 5  # parts of the patients, one of which is held out
 HERE = Path(__file__).resolve().parent.parent
+SETTINGS = {  # what is used of the settings.json of a run that another started from
+    "constants": {"WEIGHTS": lambda value: value is None or is_text(value)},
+    "weights": {"origin": is_text, "pretrained": lambda value: isinstance(value, bool)},
+}
 IMAGENET = {  # hashes of ImageNet weights without top layers: the MD5 of a file, as keras.applications has it
     "4d473c1dd8becc155b73f8504c6f6626": "ResNet50",
     "6d6bbae143d832006294945121d1f1fc": "VGG16",
@@ -144,25 +148,34 @@ def read_trained(folder, shape):
 
     trained: the films, with path, patient_id and more. prints: their fingerprints, a list of an array a run.
     complete: False where a file is missing or older, or where weights are neither from a run nor from ImageNet.
-    shape: that of the fingerprints of a film.
+    shape: that of the fingerprints of a film. Raises UserError where a file of these runs is damaged.
     """
-    tables, prints = [pd.DataFrame(columns=["path", "patient_id"], dtype=str)], []
+    tables, prints, earlier = [pd.DataFrame(columns=["path", "patient_id"], dtype=str)], [], set()
     while True:
         files = [folder / name for name in ("split.csv", "fingerprints.npy", "settings.json")]
-        if not all(map(Path.is_file, files)) or np.load(files[1], mmap_mode="r").shape[1:] != shape:
+        is_whole = folder not in earlier and all(map(os.path.isfile, files))  # a run may replace an earlier one
+        if is_whole:
+            films = read_table(files[0], ["path", "patient_id"])
+            stored = read_array(files[1], np.complex64, (len(films), *[None] * len(shape)))
+        if not is_whole or stored.shape[1:] != shape:
             log.warning("%s is not the whole folder of a run, or is of an older version: what its weights were"
                         " trained on is unknown", folder)
             return pd.concat(tables), prints, False
-        films = pd.read_csv(files[0], dtype=str, keep_default_na=False)
-        # a result of all folds has the column fold instead of split: each fold was trained on in some other
-        trained = films["split"].eq("train") if "split" in films else films["fold"].isin(map(str, range(FOLDS)))
+
+        if "split" in films:
+            trained = films["split"].eq("train")
+        else:  # a result of all folds: each fold was trained on in some other
+            trained = read_table(files[0], ["fold"])["fold"].isin(map(str, range(FOLDS)))
+        if not trained.any():
+            raise UserError(f"{files[0]} does not tell what was trained on: {REMEDY}.")
         tables.append(films[trained])
-        prints.append(np.load(files[1])[np.flatnonzero(trained)])
-        recorded = json.loads(files[2].read_text("utf-8"))
-        weights = recorded["weights"]
-        if weights["origin"] == "imagenet" or not weights["pretrained"]:
+        prints.append(stored[np.flatnonzero(trained)])
+
+        recorded = read_json(files[2], SETTINGS)
+        if recorded["weights"]["origin"] == "imagenet" or not recorded["weights"]["pretrained"]:
             return pd.concat(tables), prints, True
-        folder = (HERE / os.path.expanduser(recorded["constants"]["WEIGHTS"])).parent
+        earlier.add(folder)
+        folder = (HERE / os.path.expanduser(recorded["constants"]["WEIGHTS"] or "")).parent
 
 
 def find_seen(films, fingerprints, collection, trained, prints):

@@ -264,14 +264,30 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
 
 
 HEADER = "path,patient_id,label,probability\n"
+FILMS = HEADER + "0010,1,benign,0.5\n0008,1,benign,0.1\n"
 SPOILT = [
-    ("settings.json", "{"), ("settings.json", "[]"), ("settings.json", {"constants": {}}),
-    ("settings.json", {"constants": CONSTANTS | {"THRESHOLD": "half"}}), ("settings.json", {"model": 3}),
-    ("settings.json", {"weights": "imagenet"}), ("settings.json", {"seconds": {"training": "many"}}),
-    ("metrics.json", "{}"), ("metrics.json", {"ci95": {"accuracy": 1}}), ("predictions.csv", ""),
-    ("predictions.csv", HEADER), ("predictions.csv", HEADER + "0000,1,benign,0.5\n"),
-    ("predictions.csv", HEADER + "0000,1,benign,high\n0002,1,malignant,0.5\n"), ("split.csv", "path,label\n"),
-    ("predictions.csv", HEADER + "0000,1,benign,0.5\n0002,1,normal,0.5\n"),
+    *[("settings.json", text) for text in ("", "{", "[]", "null", "[" * 10**5, "\ufeff{", "\0" * 99)],
+    *[("settings.json", {"constants": value}) for value in (
+        {}, [], None, CONSTANTS | {"a": {"b": 3}}, CONSTANTS | {"a": "x" * 10**6}, CONSTANTS | {"a\x1b[31m": 3})],
+    *[("settings.json", {"constants": CONSTANTS | {name: value}}) for name, value in (
+        ("THRESHOLD", "half"), ("THRESHOLD", None), ("THRESHOLD", float("nan")), ("SEED", -1), ("SEED", 0.5),
+        ("SEED", "0"), ("SEED", 10**400), ("DATA_DIR", None), ("DATA_DIR", "\n"), ("WEIGHTS", [3]), ("FOLD", {}))],
+    *[("settings.json", {name: value}) for name, value in (
+        ("model", 3), ("model", {"backbone": "vgg16", "floats": "float32"}), ("model", {"backbone": "vgg16"}),
+        ("weights", "imagenet"), ("split", {}), ("split", {"given": "no"}), ("note", 3), ("note", "a\nb"),
+        ("note", "\ud800"), ("seconds", {"training": "many"}), ("seconds", [120]))],
+    ("metrics.json", "{}"), ("metrics.json", {"side": "<b>"}), ("metrics.json", {"ci95": []}),
+    *[("metrics.json", {"ci95": {"auc": value}}) for value in (1, [0, 1, 1], [0, "1"], None)],
+    *[("metrics.json", {"auc": value}) for value in (None, "0.7", [0.7], True, float("nan"), float("inf"))],
+    ("predictions.csv", ""), ("predictions.csv", "\x89PNG\n"), ("predictions.csv", HEADER),
+    ("predictions.csv", FILMS), ("predictions.csv", "path,label\n0000,benign\n0002,malignant\n"),
+    *[("predictions.csv", FILMS + row) for row in (
+        "0002,1,malignant,high\n", "0002,1,malignant,nan\n", "0002,1,malignant,1e999\n", "0002,1,malignant,-1\n",
+        "0002,1,malignant\n", "0002,1,normal,0.5\n", "0002,1,benign,0.5\n", "9999,1,malignant,0.5\n",
+        "0002,1,malignant,0.5\n0002,1,malignant,0.5\n", "0002,1,malignant,0.5,0.5\n")],
+    ("predictions.csv", FILMS.replace("patient_id", "fold") + "0002,2,malignant,0.5\n"),
+    ("predictions.csv", FILMS.replace("patient_id", "path") + "0002,1,malignant,0.5\n"),
+    ("split.csv", "path,label\n0000,benign\n"), ("split.csv", "path,label,group,film_sha256,split\n"),
 ]
 
 
@@ -279,15 +295,19 @@ def test_no_bad_folder_prevents_the_page(write_run, compare, caplog, monkeypatch
     monkeypatch.setattr(logging.getLogger("mammograms"), "propagate", True)
     comparison.compare(tmp_path)
     assert not list(tmp_path.iterdir()), "there is no run"
-    edit_json(write_run("a note that is no text") / "settings.json", note=3)
+    good = write_run("good")
     for number, (name, content) in enumerate(SPOILT):
-        file = write_run(f"bad-{number:02d}", FOLD=2) / name
+        file = shutil.copytree(good, tmp_path / f"bad-{number:02d}") / name
         edit_json(file, **content) if isinstance(content, dict) else file.write_text(content)
     (write_run("bad-99") / "metrics.json").unlink()
     write_run(".unfinished")
-    assert compare()[1].index.tolist() == ["a note that is no text"]
-    messages = " ".join(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
-    assert len(set(re.findall(r"bad-\d\d", messages))) == len(SPOILT) + 1
+    assert compare()[1].index.tolist() == ["good"]
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(messages) == len({re.search(r"bad-\d\d", message)[0] for message in messages}) == len(SPOILT) + 1
+    for message in messages:
+        assert re.match(r"left out of the comparison: .*(settings|metrics|predictions|split)\.(json|csv)", message)
+        assert len(message) < 1000
+        assert not re.search(r"Error|Errno|Traceback|object|dtype|[\x00-\x1f\ud800]", message)
 
 
 def test_runs_csv_has_a_row_per_run_with_settings_and_metrics(write_run, compare, tmp_path):
@@ -304,7 +324,7 @@ def test_runs_csv_has_a_row_per_run_with_settings_and_metrics(write_run, compare
 
 
 def test_what_was_typed_is_shown_and_every_link_leads_to_something(write_run, compare, tmp_path):
-    nasty = "<script>alert('x')</script> & \"$\\frac$\""
+    nasty = "<script>alert('x')</script> & {run.__class__} \"$\\frac$\""
     write_run("a", note=nasty, DATA_DIR=nasty)
     write_run("b <b>#1 50%?'\"", nasty, WEIGHTS=nasty, weights="bbbb", CROP=nasty)
     page, _ = compare()
@@ -318,6 +338,47 @@ def test_what_was_typed_is_shown_and_every_link_leads_to_something(write_run, co
     assert all(target[1:] in ids or (tmp_path / unquote(target)).exists() for target in targets)
     assert all(len(attributes["alt"]) > 10 for tag, attributes in page.tags if tag == "img")
     assert "not for clinical use" in page.text
+
+
+def test_nothing_that_a_run_folder_holds_becomes_a_tag(write_run, compare, tmp_path):
+    """Wherever it stands: in names and values of all files, and in the name of the folder."""
+    attack = "</p><script>alert(1)</script><img src=x onerror='alert(2)' \"> {attack} &amp;"
+
+    def write(name, text):
+        folder = write_run(name, note=text, floats=(text,), backbone=text, weights=text, seed=1,
+                           **{name: text for name in CONSTANTS if name not in ("FOLD", "SEED", "THRESHOLD")})
+        settings = json.loads((folder / "settings.json").read_text())
+        settings["constants"] |= {"FOLD": text, text.upper(): text, "TRAINED_ON": text, "link": text, "run": text}
+        edit_json(folder / "settings.json", **settings)
+        results = json.loads((folder / "metrics.json").read_text())
+        edit_json(folder / "metrics.json", **{text: 0.5}, note=text, ci95=results["ci95"] | {text: [0, 1]})
+        for file in ("split.csv", "predictions.csv"):
+            table = pd.read_csv(folder / file, dtype=str).assign(**{text: text, "link": text, "fold": text})
+            table.to_csv(folder / file, index=False)
+        return folder
+
+    write("plain", "plain")
+    write("other", "other")
+    expected, _ = compare()
+    for name in ("plain", "other"):
+        shutil.rmtree(tmp_path / name)
+    write(attack.replace("/", ""), attack)
+    write("&lt;b onclick=x", attack + attack)
+    page, _ = compare()
+    assert [(tag, list(attributes)) for tag, attributes in page.tags] == [
+        (tag, list(attributes)) for tag, attributes in expected.tags]
+    assert page.text.count("<script>alert(1)</script>") > 20, "it is shown"
+    assert page.text.count("{attack} &amp;") > 20
+    links = [value for _, names in page.tags for name, value in names.items() if name in ("href", "src")]
+    assert all(re.match(r"#|%3C|%26lt", link) for link in links)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_folder_whose_name_is_no_utf_8_is_compared(write_run, compare):
+    folder = write_run("run")
+    folder.rename(folder.with_name(os.fsdecode(b"\xff")))
+    images = [attributes["src"] for tag, attributes in compare()[0].tags if tag == "img"]
+    assert images == [f"%FF/{name}" for name in PICTURES]
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="Chromium is not installed")

@@ -11,6 +11,7 @@ import pydicom
 import pytest
 from conftest import REPOSITORY, write_dicom
 
+import data
 from data import UserError, films
 
 CLASSES = ("benign", "malignant")
@@ -687,3 +688,71 @@ def test_nothing_below_data_imports_the_networks():
     code = ("import sys, data.results.comparison, data.results.files, data.splits\n"  # which import all others
             "sys.exit(bool({'tensorflow', 'keras', 'common'} & {*sys.modules}))")
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+# ---- files that are none, names and sentences of any length ---------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such files")
+@pytest.mark.parametrize("name", ["pipe", "pipe.dcm", "pipe.DICOM"])
+def test_a_pipe_is_never_opened(tmp_path, name):
+    """This one would answer like a DICOM file. Others never answer."""
+    os.mkfifo(tmp_path / name)
+    pipe = os.open(tmp_path / name, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(pipe, bytes(128) + b"DICM" + bytes(300))
+        assert not films.is_dicom(tmp_path / name)
+    finally:
+        os.close(pipe)
+
+
+def test_what_is_listed_for_a_folder(make, tmp_path, monkeypatch):
+    """A link that leads nowhere is listed, so that reading it gives the reason."""
+    folder = make("b.png", "deep/a.PNG", "notes.txt", ".hidden.png")
+    (folder / "link.png").symlink_to("nowhere.png")
+    (folder / "broken").symlink_to("nowhere")
+    expected = [str(folder / name) for name in ("b.png", "deep/a.PNG", "link.png")]
+    assert list(map(str, films.list_images(folder))) == expected
+    monkeypatch.chdir(tmp_path)
+    assert list(map(str, films.list_images("data"))) == expected
+    twice = ["data/b.png", folder, "data/b.png", "missing.png"]
+    assert films.list_images(twice) == [folder / "b.png", folder, folder / "b.png", tmp_path / "missing.png"]
+    assert films.list_images("x" * 5000) == [tmp_path / ("x" * 5000)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights work otherwise there")
+@pytest.mark.parametrize("rights", [0, 0o444])
+def test_folders_that_cannot_be_listed_are_among_the_images_and_named(make, caplog, rights):
+    folder = make("a.png", "closed/b.png")
+    for parent in [folder, *folder.parents][:-2]:
+        parent.chmod(0o755)
+    (folder / "closed").chmod(rights)
+    try:
+        os.getuid() or os.seteuid(65534)  # root may read everything
+        assert films.list_images(folder) == [folder / "a.png", folder / "closed"]
+        assert f"cannot be listed, so that their images are missing: '{folder / 'closed'}'" in caplog.text
+        with pytest.raises(UserError, match="closed has no image that can be found"):
+            films.list_images(folder / "closed")
+    finally:
+        os.getuid() or os.seteuid(0)
+        (folder / "closed").chmod(0o755)
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, ["x" * 10**5] * 20, {"x" * 10**6: "y" * 10**6}, b"x" * 10**6])
+def test_no_value_makes_a_long_sentence(value):
+    assert len(films.list_some([value] * 100)) < 100_000
+    assert len(data.quote(value)) < 5000
+    sentence = str(UserError(f"EPOCHS is {value}, but has to be a whole number."))
+    assert len(sentence) < 30_000
+    assert sentence.startswith("EPOCHS is ")
+    assert sentence.endswith("but has to be a whole number.")
+
+
+@pytest.mark.parametrize("name", ["a", "a" * 300, "乳" * 83, "x" + "乳" * 83, "é" * 200, "\udcff乳" * 60])
+def test_a_name_is_cut_between_its_characters(name, tmp_path):
+    cut = data.cut_name(name)
+    whole = name.replace("\udcff", "")
+    assert whole.startswith(cut)
+    assert len(cut.encode()) <= 100
+    assert cut == whole or len((cut + whole[len(cut)]).encode()) > 100, "no more than necessary"
+    (tmp_path / f"false_negative_01_{cut}.png").touch()

@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import logging.handlers
+import re
 import zipfile
 
 import matplotlib.figure
@@ -108,6 +109,16 @@ def test_each_case_is_shown_with_its_own_film_and_boxes(written):
                            [case.Index / 100, 0, 0.1, 0.2])
         shown += 1
     assert shown >= 8
+
+
+def test_a_long_name_fits_into_that_of_an_overlay(written):
+    """Names have at most 255 bytes, and these characters three each."""
+    folder, _, figures = written(path=[f"{number:03d}{'乳' * 82}.png" for number in range(50)])
+    overlays = [name for name in figures if name.startswith(("true_", "false_"))]
+    assert len(overlays) >= 8
+    for name in overlays:
+        (folder / "gradcam" / name).touch()
+        assert re.fullmatch(r"(true|false)_(posi|nega)tive_0[1-4]_\d{3}乳{20,}\.png", name)
 
 
 def test_every_figure_and_table_states_what_the_run_is_worth(written):

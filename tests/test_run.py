@@ -1,14 +1,17 @@
 """A run from the outside: its constants, its name, its films, its folder, and where it is started from."""
 import contextlib
+import errno
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import weakref
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +308,13 @@ def test_a_film_that_no_fold_used_is_not_called_trained_on(all_folds, tmp_path):
     assert split.pop("spare.png") == "left out"
     expected = pd.read_csv(folder / "split.csv", dtype=str).sort_values("path")["fold"]
     assert split.sort_index().tolist() == expected.tolist()
+    shutil.rmtree(pooled)
+    repeated = (folders[0] / "predictions.csv").read_bytes()
+    for name, change in (("settings.json", {"title": None}), ("maps.npy", Path.unlink), ("predictions.csv", b""),
+                         ("predictions.csv", repeated)):  # each is noticed before the one that was spoilt earlier
+        spoil(folders[1] / name, change)
+        with pytest.raises(common.UserError, match=rf"{name}.* delete it and run its script again"):
+            common.pool_folds(folders, films, images, np.concatenate([prints, prints[:1]]), settings)
 
 
 def test_the_result_of_all_folds_pools_counts_and_averages_aucs(all_folds):
@@ -467,7 +477,8 @@ def test_predict_reads_a_film_as_training_does(film, tmp_path, monkeypatch, crop
     film(tmp_path / "film.png", top=4095, dtype=np.uint16)
     depths = {"16 bit PNG": 14}
     (tmp_path / "run" / "settings.json").write_text(json.dumps(
-        {"constants": {"CROP": crop, "THRESHOLD": threshold, "BATCH_SIZE": 2}, "collection": {"depths": depths}}))
+        {"note": "", "constants": {"CROP": crop, "THRESHOLD": threshold, "BATCH_SIZE": 2},
+         "collection": {"depths": depths}}))
     monkeypatch.chdir(tmp_path)
     image, _ = common.reading.read_image(tmp_path / "film.png", crop, box, depths)
     assert image.max() < 70, "a quarter of the grey scale"
@@ -493,6 +504,156 @@ def test_a_run_that_cannot_be_loaded_is_a_sentence(film, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(common.UserError, match="empty has no image"):
         common.predict(folder, tmp_path / "empty")
+
+
+def save_other(file, size=224, logit="logit", units=1, value=0.0):
+    """Save a model that could be that of a run but for the arguments; weights are `value` or -`value`."""
+    keras = common.keras
+    inputs = keras.Input((size, size, 3))
+    tensor = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3, strides=32)(inputs))
+    tensor = keras.layers.Activation("sigmoid")(keras.layers.Dense(units, name=logit)(tensor))
+    model = keras.Model(inputs, tensor)
+    model.set_weights([np.resize([value, -value if weight.ndim == 4 else value], weight.shape)
+                       for weight in model.get_weights()])
+    model.save(file)
+
+
+def flip_bit(file):
+    """In the middle of the weights, which the archive has a checksum of."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def drop_config(file):
+    """Leave the weights alone in the archive."""
+    with zipfile.ZipFile(file) as archive:
+        weights = archive.read("model.weights.h5")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("model.weights.h5", weights)
+
+
+def spoil(file, change):
+    """Change a file of a run: by other bytes, or by a function of its path, or by other values in a JSON file."""
+    if isinstance(change, dict):
+        content = json.loads(file.read_text("utf-8"))
+        for name, value in change.items():
+            content[name] = content[name] | value if isinstance(value, dict) else value
+        change = json.dumps(content).encode()
+    if isinstance(change, bytes):
+        file.write_bytes(change)
+    else:
+        change(file)
+
+
+SETTINGS = [  # what predict() uses of them
+    b"", b"{", b"[]", b"[" * 10**6, b"\xff\xfe\x00", b"\x00" * 100, Path.unlink, {"constants": []},
+    *[{"constants": {"THRESHOLD": value}} for value in ("0.5", None, float("nan"), True, [0.5])],
+    *[{"constants": {"CROP": value}} for value in ("Breast", ["breast"], 0)],
+    *[{"constants": {"BATCH_SIZE": value}} for value in (0, 2.5, "13")],
+    *[{"collection": {"depths": value}} for value in ({"8 bit PNG": "8"}, {"8 bit PNG": 99}, [8], None)],
+    *[{"note": value} for value in (3, ["note"], "\x1b[31m", "a\nb", "x" * 10**6)],
+    *[{"folds": value} for value in ([], "run", [["run"]], [None], ["../run"], ["/etc"], [".."], [""])],
+    *[{"folds": value} for value in (["run"] * 99, ["C:\\run"], ["no such run"])],
+]
+MODELS = [
+    b"", b"text", pickle.dumps({"a": np.ones(3)}), Path.unlink, drop_config, flip_bit,
+    lambda file: file.unlink() or file.mkdir(), lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    lambda file: save_other(file, size=96), lambda file: save_other(file, logit="score"),
+    lambda file: save_other(file, units=2), lambda file: save_other(file, value=float("nan")),
+    lambda file: common.keras.Sequential([common.keras.Input((3,)), common.keras.layers.Dense(1)]).save(file),
+]
+REPORTED = [  # what validate() uses of settings.json, too
+    *[{"constants": {name: value}} for name, value in (
+        ("DATA_DIR", None), ("SEED", "0"), ("EPOCHS", 1e999), ("DROPOUT", "{0.__class__}"), ("HEAD_UNITS", None))],
+    {"title": None}, {"model": 3}, {"model": {"layers": "many"}}, {"model": {"floats": [32]}},
+    {"weights": {"pretrained": "yes"}}, {"weights": {"origin": 3}},
+]
+TABLES = [("split.csv", b"path,label\n"), ("split.csv", b"\x89PNG\xff"), ("split.csv", Path.unlink),
+          ("fingerprints.npy", b"text"), ("fingerprints.npy", Path.unlink)]  # test_leaks.py has more of them
+CODE_WORDS = r"Errno|Error|Traceback|object|dtype|codec|(?<!\.)[Kk]eras|pickle|h5|tensor|module|attribute"
+
+
+@pytest.mark.parametrize(("command", "name", "change"), [
+    *[("predict", "settings.json", change) for change in SETTINGS],
+    *[("predict", "model.keras", change) for change in MODELS],
+    *[("validate", "settings.json", change) for change in REPORTED],
+    *[("validate", name, change) for name, change in TABLES],
+])
+def test_a_damaged_or_foreign_run_is_a_sentence(collection, tmp_path, command, name, change):
+    """It names the file, and tells nothing of Python or of a library."""
+    run = shutil.copytree(finish_run()[1], tmp_path / "outputs" / "run")
+    spoil(run / name, change)
+    with pytest.raises(common.UserError) as caught:
+        getattr(common, command)(run, collection())
+    assert re.search(rf"{name}|no such run", str(caught.value))
+    assert not re.search(CODE_WORDS, str(caught.value).replace(str(run), "")), caught.value
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_cannot_lead_to_another_place(tmp_path):
+    run = shutil.copytree(finish_run()[1], tmp_path / "outputs" / "run")
+    shutil.copytree(run, tmp_path / "elsewhere")
+    for names in (["../elsewhere"], [str(tmp_path / "elsewhere")]):
+        spoil(run / "settings.json", {"folds": names})
+        with pytest.raises(common.UserError, match="which no run writes"):
+            common.predict(run, tmp_path / "film.png")
+
+
+def test_a_model_without_a_number_gives_a_reason(collection, tmp_path):
+    """Its weights are finite, but not what they add up to."""
+    run = shutil.copytree(finish_run()[1], tmp_path / "outputs" / "run")
+    save_other(run / "model.keras", value=3e38)
+    (row,) = common.predict(run, collection() / "1.png").itertuples()
+    assert np.isnan(row.probability)
+    assert (row.predicted, "no number" in row.reason) == ("", True)
+    with pytest.raises(common.UserError, match="no number"):
+        common.validate(run, tmp_path / "films")
+
+
+@pytest.mark.parametrize("trouble", ["file", "full", "long", "nul"])
+def test_predict_gives_the_table_though_overlays_cannot_be_written(film, tmp_path, monkeypatch, capsys, trouble):
+    overlays = tmp_path / {"nul": "\0", "long": "x" * 5000}.get(trouble, "overlays")
+    if trouble == "file":
+        overlays.write_text("in the way")
+    if trouble == "full":  # from the second overlay on
+        write = iter([Path.write_bytes])
+        monkeypatch.setattr(Path, "write_bytes", lambda *given: next(write, run_out_of_space)(*given))
+    for number in range(3):
+        film(tmp_path / "films" / f"{number}.png", seed=number)
+    expected = common.predict(finish_run()[1], tmp_path / "films")
+    table = common.predict(finish_run()[1], tmp_path / "films", overlays=overlays)
+    assert table.equals(expected)
+    assert expected["reason"].eq("").all()
+    console = capsys.readouterr().out
+    assert console.count("cannot be written") == 1
+    assert ("from row 1 on" in console) == (trouble == "full")
+    if trouble == "full":
+        assert [path.name for path in overlays.iterdir()] == ["00000_0.png"], "nothing that is half written"
+
+
+def run_out_of_space(path, content):
+    path.touch()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_predict_says_of_each_path_why_it_has_no_probability(film, tmp_path):
+    names = ["乳" * 83 + ".png", "x" + "乳" * 83 + ".png", "a" * 251 + ".png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        film(tmp_path / "film.png")
+        (tmp_path / "film.png").rename(tmp_path / name)
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    wrong = ["missing.png", "folder.png", "link.png", "x" * 5000, "a\0b.png", os.devnull, tmp_path]
+    paths = [tmp_path / name for name in [*names, names[0], *wrong]]
+    table = common.predict(finish_run()[1], paths, overlays=tmp_path / "overlays")
+    assert table["path"].tolist() == list(map(str, paths))
+    assert table["probability"].notna().tolist() == [True] * 5 + [False] * len(wrong)
+    assert table["reason"].ne("").tolist() == [False] * 5 + [True] * len(wrong)
+    written = sorted(path.name for path in (tmp_path / "overlays").iterdir())
+    assert [name[:6] for name in written] == [f"{number:05d}_" for number in range(5)]
+    assert written[0] == f"00000_{'乳' * 33}.png"
 
 
 def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp_path, capsys):
@@ -619,20 +780,22 @@ def test_validation_where_names_mean_someone_else(validated, tmp_path):
     recorded = json.loads((first / "settings.json").read_text("utf-8")) | {"folds": [run.name]}  # its models exist
     (first / "settings.json").write_text(json.dumps(recorded))
     for command in (common.validate, common.predict):
-        with pytest.raises(common.UserError, match=r"cannot be loaded .*validate\(\), which has no model"):
+        with pytest.raises(common.UserError, match=r"validate\(\), which has no model"):
             command(first, tmp_path / "other")
 
 
 def test_validation_scales_films_as_predict_does(validated, tmp_path):
     """By the bits of the films that the run saw, though these here use fewer."""
     run = copy_run(validated, tmp_path, "collection", depths={"16 bit PNG": 14})
-    rng = np.random.default_rng(2)
+    dark, rng = tmp_path / ("暗" * 83), np.random.default_rng(2)
     for number in range(5):  # the last one uses 16 bits, which is the other films' no business
-        file = tmp_path / "dark" / common.CLASSES[number % 2] / f"{number}.png"
+        file = dark / common.CLASSES[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_noise(file, rng, 1000 if number < 4 else 65000, np.uint16)
-    predictions = pd.read_csv(common.validate(run, tmp_path / "dark") / "predictions.csv")
-    single = common.predict(run, [tmp_path / "dark" / path for path in predictions["path"]])
+    folder = common.validate(run, dark)
+    assert re.fullmatch(rf"{run.name}-on-暗+-[0-9a-f]{{6}}", folder.name), "the name is cut between characters"
+    predictions = pd.read_csv(folder / "predictions.csv")
+    single = common.predict(run, [dark / path for path in predictions["path"]])
     assert np.allclose(single["probability"], predictions["probability"], atol=1e-6)
 
 

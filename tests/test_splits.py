@@ -1,7 +1,9 @@
 """Who is trained, validated and tested on, and what a model has seen: in tables first, then in runs."""
 import inspect
+import io
 import json
 import logging
+import re
 import shutil
 import sys
 import types
@@ -363,6 +365,61 @@ def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, writ
     np.save(folder / "fingerprints.npy", prints[:, :1])
     assert list_seen(films["path"], list(prints), folder) == ["unknown"] * 8
     assert "is of an older version" in caplog.text
+
+
+def save(array):
+    """The bytes of a NumPy file."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=True)
+    return content.getvalue()
+
+
+PRINTS = make_fingerprints(np.random.default_rng(0), 8)
+HEADER = "path,patient_id,split\n"
+ROWS = [f"{number},{number},train\n" for number in range(9)]
+CLAIMED = save(PRINTS).replace(b"(8, ", b"(8888888888, ", 1).replace(b" " * 9, b"", 1)  # more than any disk holds
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    *[("split.csv", text) for text in (
+        "", HEADER, "path,patient_id\n" + "a,b\n" * 8, "path,split\n" + "a,train\n" * 8, "".join(ROWS[:8]),
+        HEADER + "".join(ROWS[:7]), HEADER + "".join(ROWS), HEADER + "".join(ROWS[:7]) + "8,8,train,x\n",
+        HEADER + "".join(ROWS[:8]).replace("train", "test"), "path,patient_id,fold\n" + "a,b,left out\n" * 8,
+        b"\x89PNG\xff", b"\0" * 99, "path,path,patient_id,split\n" + "a,b,c,train\n" * 8, HEADER + '"' * 99)],
+    *[("fingerprints.npy", text) for text in (b"", b"text", save(PRINTS)[:-1], save(PRINTS)[:50], CLAIMED)],
+    *[("fingerprints.npy", save(array)) for array in (
+        PRINTS[:7], PRINTS[:, 0], PRINTS.real, PRINTS * np.nan, 3, np.array([{}] * 8))],
+    *[("settings.json", text) for text in (
+        "", "[]", "{", '{"constants": []}', '{"constants": {}}', '{"constants": {"WEIGHTS": 3}}', "[" * 10**5,
+        '{"constants": {"WEIGHTS": ["a"]}}', '{"constants": {"WEIGHTS": "a"}, "weights": {"origin": "a"}}',
+        json.dumps({"constants": {"WEIGHTS": "x" * 10**6}}))],
+])
+def test_what_a_damaged_run_was_trained_on_is_not_guessed(collection, write_run, name, content):
+    """The sentence names the file, and nothing of Python or of a library."""
+    settings = write_run(*collection, trained=range(8))
+    content = content.encode() if isinstance(content, str) else content
+    (settings.WEIGHTS.parent / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as caught:
+        check_unseen(*collection, settings)
+    assert not re.search(r"Error|Errno|Traceback|object|dtype|\n", str(caught.value))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("weights", ["/", "", "nowhere", "x" * 4000, "~no such user/x", "/dev/null", "run"])
+def test_weights_from_elsewhere_are_unknown(collection, write_run, caplog, weights):
+    settings = write_run(*collection, trained=range(4), weights=weights)
+    check_unseen(*collection, settings)
+    assert "what its weights were trained on is unknown" in caplog.text
+
+
+def test_a_run_that_started_from_itself_is_unknown(collection, write_run, caplog):
+    """As when an edited run has replaced the one from which it started."""
+    films, prints = collection
+    settings = write_run(films, prints, trained=range(4))
+    file = settings.WEIGHTS.parent / "settings.json"
+    file.write_text(file.read_text().replace("imagenet", str(settings.WEIGHTS)))
+    check_unseen(films, prints, settings)
+    assert "is unknown" in caplog.text
 
 
 def test_a_new_film_is_known_by_its_picture_or_by_the_patient_in_its_name(collection, write_run, caplog):

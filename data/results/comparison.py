@@ -1,56 +1,75 @@
 """One page of all finished runs: which setting is better, and how sure is that? It knows no networks."""
 import html
-import json
 import math
 import os
+from numbers import Integral
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote_to_bytes
 
 import pandas as pd
 
-from data import explain_write_errors, log, replace
+from data import UserError, explain_write_errors, log, replace
 from data.films import CLASSES
 from data.results import metrics
 from data.results.metrics import with_interval
+from data.runs import (REMEDY, check, is_cell, is_dict_of, is_list_of, is_number, is_text, read_json,
+                       read_predictions, read_results, read_table)
+
+SETTINGS = {  # what is used of the settings.json of a run, see data.runs.check
+    "note": is_text,
+    "constants": lambda v: is_dict_of(v, is_cell),
+    "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text)},
+    "split": {"given": lambda v: isinstance(v, bool)},
+    "seconds": lambda v: is_dict_of(v, is_number),
+    "weights": {"sha256": is_text},
+}
+CONSTANTS = {"DATA_DIR": is_text, "FOLD": is_cell, "WEIGHTS": is_cell, "THRESHOLD": is_number,
+             "SEED": lambda v: is_number(v, Integral, 0)}
 
 
 def read_run(folder, place):
-    """(row, films) of a run: its row of runs.csv, and its held-out films. Raises whatever is wrong with it.
+    """(row, films) of a run: its row of runs.csv, and its held-out films. Raises UserError.
 
     place: where its results lie, the folder itself or the folder of its test side.
     """
-    settings, results = (json.loads(file.read_bytes())
-                         for file in (folder / "settings.json", place / "metrics.json"))
-    films, split = (pd.read_csv(file, dtype=str, keep_default_na=False)
-                    for file in (place / "predictions.csv", folder / "split.csv"))
+    settings = read_json(folder / "settings.json", SETTINGS)
+    check(settings["constants"], CONSTANTS, folder / "settings.json")
+    results = read_results(place / "metrics.json")
+    given = settings["split"]["given"]
+    split = read_table(folder / "split.csv", ["path", "label", "group", "film_sha256"] + ["split"] * given)
+    films = read_predictions(place / "predictions.csv")
     constants, side = settings["constants"], results["side"]
     row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
     row |= {name: value if isinstance(value, str) else str(value).removesuffix(".0")  # 1 and 1.0 are one setting
-            for name, value in constants.items()}
+            for name, value in constants.items() if name.isupper()}
     row["MIXED_PRECISION"] = " and ".join(settings["model"]["floats"])  # "auto" is another on another machine
     row["SPLIT_SEED"] = row.get("SPLIT_SEED", row["SEED"])  # one constant in older versions
-    if given := bool(settings["split"]["given"]):
+    if given:
         row["FOLD"] = "other collection" if "TRAINED_ON" in constants else "given split"
         row["SPLIT_SEED"] = "not used"
-    for name, (low, high) in results["ci95"].items():
-        row |= {name: results[name], f"{name}_low": low, f"{name}_high": high}
+    for name in metrics.NAMES:
+        if name in results["ci95"]:
+            low, high = results["ci95"][name]
+            row |= {name: results[name], f"{name}_low": low, f"{name}_high": high}
     row["minutes"] = sum(settings["seconds"].values()) / 60
     row["weights"] = settings["weights"]["sha256"]
-    row["link"] = quote(place.relative_to(folder.parent).as_posix())
-    used = split[split["split" if "split" in split else "fold"] != "left out"]
+    row["link"] = quote(os.fsencode(place.relative_to(folder.parent).as_posix()))
+    used = split[split.get("split", split.get("fold", split["label"])).ne("left out")]
     row["films"] = f"{len(used)} films of {used['group'].nunique()} patients"
     names = ["path", "label", "film_sha256"] + ["group"] * (row["FOLD"] != "other collection")
     digests = pd.util.hash_pandas_object(split[names], index=False)
     dealt = f"{settings['split'].get('dealt')} by {row['SPLIT_SEED']}"  # which films, not those of a test set
     row["section"] = f"{digests.sum()}, {dealt}, {given}, {side == 'test'}"  # runs of one are compared
     row["sides"] = str(pd.util.hash_pandas_object(split[["path", "split"]], index=False).sum()) if given else ""
-    films = films.merge(split[["path", "group"]], on="path", validate="1:1")
-    films["malignant"] = films["label"].map(CLASSES.index)
-    if films["malignant"].nunique() < 2:
-        raise ValueError("a class is missing in predictions.csv")
-    films["probability"] = films["probability"].astype(float)
-    films["seed"], films["threshold"] = int(row["SEED"]), float(row["THRESHOLD"])
-    return row, films.assign(run=row["link"], fold=films.get("fold", row["FOLD"]))  # FOLD "all" has a column
+    known = split.set_index("path")
+    if not known.index.is_unique or films["path"].map(known["label"]).ne(films["label"]).any():
+        raise UserError(f"{place / 'predictions.csv'} and split.csv contradict each other: {REMEDY}.")
+    films["group"], films["malignant"] = films["path"].map(known["group"]), films["label"].map(CLASSES.index)
+    films["fold"] = films.get("fold", row["FOLD"])  # FOLD "all" has a column
+    if films.groupby("fold")["malignant"].nunique().min() < 2:
+        raise UserError(f"{place / 'predictions.csv'} has a fold without one of the classes: {REMEDY}.")
+    films["seed"], films["threshold"] = constants["SEED"], constants["THRESHOLD"]
+    return row, films.assign(run=row["link"])
 
 
 def pool(runs, films):
@@ -70,6 +89,11 @@ def subtract_aucs(best, films, pairs):
     return "{:+.2f} [{:+.2f}, {:+.2f}]<br>on {} films".format(*values, len(films))
 
 
+def fill(template, /, **texts):
+    """HTML with texts in it, which are escaped: whatever a run folder holds is shown, and never obeyed."""
+    return template.format(**{name: html.escape(str(text)) for name, text in texts.items()})
+
+
 def draw_metric(results, name):
     """A metric with its interval as text, and as a point on a line from 0 to 1, as HTML."""
     value, low, high = (round(100 * number) for number in (results[name], *results["ci95"][name]))
@@ -87,24 +111,28 @@ def show_section(runs, films, names, output_dir):
     for group, held_out, results in groups:
         last = group.iloc[-1]
         setting = ", ".join(last[names][differs]) or last["backbone"]
-        row = {"setting": f"<a href='#{last['link']}'>{setting}</a>", "AUC": draw_metric(results, "auc")}
+        name_link = fill("<a href='#{link}'>{setting}</a>", link=last["link"], setting=setting)
+        row = {"setting": name_link, "AUC": draw_metric(results, "auc")}
         if pairs:
             row["best minus this"] = subtract_aucs(groups[0][1], held_out, pairs) if table else ""
         for name in ("accuracy", "precision", "recall", "f1", "specificity"):
             row[name] = draw_metric(results, name)
-        folds, patients = ", ".join(held_out["fold"].unique()), held_out["group"].nunique()
+        folds, patients = fill("{folds}", folds=", ".join(held_out["fold"].unique())), held_out["group"].nunique()
         table.append(row | {"folds": folds, "films": len(held_out), "patients": patients})
-        details.append(f"<h3 id='{last['link']}'>{setting}</h3>")
-        for run in group.itertuples():
-            details.append(f'<p><a href="{run.link}/">{run.run}</a>, fold: {run.FOLD} <mark>{run.note}</mark></p>')
-            details += [f'<img src="{run.link}/{name}.png" alt="{name} of {run.run}" loading="lazy">'
+        details.append(fill("<h3 id='{link}'>{setting}</h3>", link=last["link"], setting=setting))
+        for run in group.to_dict("records"):
+            details.append(fill('<p><a href="{link}/">{run}</a>, fold: {FOLD} <mark>{note}</mark></p>', **run))
+            place = output_dir / os.fsdecode(unquote_to_bytes(run["link"]))
+            image = '<img src="{link}/{name}.png" alt="{name} of {run}" loading="lazy">'
+            details += [fill(image, name=name, **run)
                         for name in ("confusion_matrix", "roc_curve", "training_curves", "grad_cam_example")
-                        if (output_dir / unquote(run.link) / f"{name}.png").exists()]
+                        if (place / f"{name}.png").exists()]
+    title = f"{Path(last['DATA_DIR']).name}: {last['films']}{', test side' * (last['side'] == 'test')}"
+    shared = f"All settings: {', '.join(last[names][~differs])}, SPLIT_SEED {last['SPLIT_SEED']}."
     return "\n".join([
-        f"<h2>{Path(last['DATA_DIR']).name}: {last['films']}{', test side' * (last['side'] == 'test')}</h2>",
-        *(f"<p><mark>{note}</mark></p>" for note in runs["note"].unique() if note),
-        f"<p>All settings: {', '.join(last[names][~differs])}, SPLIT_SEED {last['SPLIT_SEED']}.</p>",
-        BEST * (pairs > 0),
+        fill("<h2>{title}</h2>", title=title),
+        *(fill("<p><mark>{note}</mark></p>", note=note) for note in runs["note"].unique() if note),
+        fill("<p>{shared}</p>", shared=shared) + BEST * (pairs > 0),
         pd.DataFrame(table).to_html(index=False, escape=False),
         *details,
     ])
@@ -117,15 +145,15 @@ def compare(output_dir):
         try:
             places = [file.parent, *file.parent.glob("test")]
             found += [read_run(file.parent, place) for place in places]
-        except Exception as error:  # whatever is wrong with one folder, the others are shown
-            log.warning("left out of the comparison: %s (%r)", file.parent.name, error)
+        except UserError as error:  # the others are shown
+            log.warning("left out of the comparison: %s", error)
     if not found:
         return
     rows, films = zip(*found, strict=True)
     runs, films = pd.DataFrame(rows, dtype=object).fillna("not recorded").astype(str), pd.concat(films)
     apart = ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "SATURATION")  # the last does nothing to grey films
     names = [name for name in runs if name.isupper() and name not in apart]
-    texts = runs.map(html.escape)
+    texts = runs.copy()
     texts["WEIGHTS"] = texts.groupby(["section", "weights"])["WEIGHTS"].transform("last")  # one text a file
     texts[names] = texts[names].radd([f"{name} " for name in names])
     names = ["backbone", *names]
@@ -133,7 +161,7 @@ def compare(output_dir):
                 for _, section in texts.groupby("section", sort=False)]
     for name, text in (("runs.csv", runs.to_csv(index=False)), ("report.html", PAGE + "\n".join(sections))):
         with explain_write_errors(output_dir), replace(output_dir / name) as temporary:
-            temporary.write_text(text, "utf-8", newline="")
+            temporary.write_text(text, "utf-8", "replace", newline="")  # of names that are no UTF-8
     if files != set(output_dir.glob("[!.]*/settings.json")):  # another process has completed a run meanwhile
         compare(output_dir)
 

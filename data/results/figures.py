@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sklearn.calibration import CalibrationDisplay
 
+from data import replace
 from data.films import CLASSES
 from data.reading import IMAGE_SIZE, place_boxes
 from data.results.metrics import compute_roc_band, describe_held_out, with_interval
@@ -92,7 +93,8 @@ def overlay_map(image, cam):
 def write_overlay(overlay, file):
     """Write an overlay as PNG, uint8 (H, W, 3) RGB, whatever characters its name has."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(cv2.imencode(".png", overlay[..., ::-1])[1].tobytes())
+    with replace(file) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", overlay[..., ::-1])[1].tobytes())
 
 
 def select_cases(predictions, threshold):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import cut_name
 from data.reading import place_boxes
 from data.results import metrics
 from data.results.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_roc_curve,
@@ -73,7 +74,7 @@ def write_side(folder, settings, films, images, predictions, maps, title, note):
         write_figure(figure, folder / f"{name}.png", title, note)
     for case in cases.itertuples():
         figure = draw_cases(cases.loc[[case.Index]], films, images, maps, [case.outcome], columns=1, panel=3.3)
-        stem = re.sub(r"[^\w.-]", "_", Path(case.path).stem)[:100]
+        stem = cut_name(re.sub(r"[^\w.-]", "_", Path(case.path).stem))
         name = f"{case.outcome}_{case.number + 1:02d}_{stem}.png"
         write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note)
 

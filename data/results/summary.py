@@ -6,6 +6,7 @@ import pandas as pd
 
 from data import log
 from data.results.metrics import describe_held_out, with_interval
+from data.runs import read_json
 
 CROPS = {"breast": "cropped to the breast", "lesion": "cropped to the lesion and its surroundings",
          None: "not cropped"}
@@ -85,7 +86,7 @@ def describe_data(settings, split):
 def read_metrics(folder):
     """The metrics.json of a run, and that of its test side where there is one."""
     files = folder / "metrics.json", folder / "test" / "metrics.json"
-    return [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
+    return [read_json(file, {}) for file in files if file.exists()]
 
 
 def calls_one_class(results):

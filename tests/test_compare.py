@@ -131,6 +131,7 @@ def test_every_constant_tells_settings_apart_but_where_the_films_lie(write_run, 
     write_run("b", FOLD=1, DATA_DIR="elsewhere", OUTPUT_DIR="elsewhere", BATCH_SIZE=13.0)
     assert len(compare()[0].tables[0]) == 1
     changed = CONSTANTS.keys() - {"DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "WEIGHTS", "MIXED_PRECISION"}
+    changed -= {"SATURATION"}  # without effect on grey films
     for number, name in enumerate(changed):
         write_run(f"changed {name}", **{name: 1 if name == "SEED" else 0.25, "FOLD": number % 5})
     assert len(compare()[0].tables[0]) == 1 + len(changed)

@@ -76,6 +76,7 @@ THRESHOLD = 0.5  # probability of malignancy from which a film is called maligna
 
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
+CHECKPOINT_SECONDS = 60  # between two checkpoints at least
 FEED = {"workers": 2, "max_queue_size": 4}  # with one, tf.data tunes itself, and the last batch waits for that
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
@@ -120,7 +121,7 @@ def run(main):
             raise UserError("there are no arguments: edit the constants at the top of the file, then run it.")
         return main()
     except (UserError, KeyboardInterrupt) as error:
-        sentence = str(error) or "stopped: the same command continues after the last finished epoch."
+        sentence = str(error) or "stopped: the same command continues from its last checkpoint."
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
     gc.collect()  # the batches that `error` referred to: their threads have to end before the interpreter does
@@ -577,9 +578,10 @@ def train(model, training, validation, settings, folder):
 
     trained: see to_float32; facts: see describe_model; history: a table with columns epoch, LOGS and seconds.
     The model ends with, and every epoch is validated with, averaged weights: those of the last step alone are a
-    lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. After every epoch a checkpoint is
-    written, from which the next call continues with the same numbers. Raises UserError where the training diverges
-    or a batch does not fit into memory.
+    lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. The next call continues from the
+    last checkpoint with the same numbers; there is one at the end of an epoch where a minute has passed since the
+    last, and at the end of the training. Raises UserError where the training diverges or a batch does not fit into
+    memory.
     """
     network = fold_batch_norm(model)
     compile_model(network, len(training), settings)
@@ -587,13 +589,18 @@ def train(model, training, validation, settings, folder):
     if rows:
         log.info("continuing after epoch %d of %d", len(rows), settings.EPOCHS)
     before, started = rows[-1][-1] if rows else 0, time.perf_counter()
+    saved = started
 
     def begin(epoch, logs):
         training.epoch = epoch  # before Keras starts the threads that make its batches
 
     def keep(epoch, logs):
-        rows.append([*(logs[name] for name in LOGS), before + time.perf_counter() - started])
-        save_checkpoint(network, rows, folder)
+        nonlocal saved
+        now = time.perf_counter()
+        rows.append([*(logs[name] for name in LOGS), before + now - started])
+        if len(rows) == settings.EPOCHS or now - saved >= CHECKPOINT_SECONDS:
+            save_checkpoint(network, rows, folder)
+            saved = now
 
     known = {*gradient_registry.list()}
     swap = keras.callbacks.SwapEMAWeights()

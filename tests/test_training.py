@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import signal
+import types
 
 import keras
 import numpy as np
@@ -223,7 +224,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
     console = stopped.communicate()[0]
     assert stopped.returncode == 1
     assert console.splitlines()[-1] == (
-        "tiny.py: stopped: the same command continues after the last finished epoch.")
+        "tiny.py: stopped: the same command continues from its last checkpoint.")
     assert "Traceback" not in console
 
     code.write_text(f"# a remark\n{text}", "utf-8")  # a comment: the same run
@@ -314,7 +315,7 @@ def equal(first, second):
 def test_training_from_a_checkpoint_equals_training_at_once(fit):
     """Weights, moving averages, the optimizer and the dropout's random numbers are all put back."""
     history, predictions, model = fit("whole", EPOCHS=3)
-    fit("parts", EPOCHS=1)
+    fit("parts", EPOCHS=1)  # the end of the training is one of a checkpoint, too
     again, repeated, continued = fit("parts", EPOCHS=3)
     assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
     assert repeated.equals(predictions)
@@ -322,6 +323,15 @@ def test_training_from_a_checkpoint_equals_training_at_once(fit):
     assert again["seconds"].is_monotonic_increasing
     assert history["epoch"].tolist() == [1, 2, 3]
     assert history["loss"].nunique() == 3, "it learned something"
+
+
+def test_a_checkpoint_is_written_where_a_minute_has_passed_and_at_the_end(fit, monkeypatch):
+    """On a clock of the test, with epochs of 40 seconds."""
+    written, clock = [], iter(range(0, 9999, 40))
+    monkeypatch.setattr(common, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(common, "save_checkpoint", lambda _, rows, __: written.append(len(rows)))
+    fit(EPOCHS=5)
+    assert written == [2, 4, 5]
 
 
 @pytest.mark.parametrize("batch_size", [2, 13])

@@ -152,16 +152,16 @@ def finish_run():
 
 
 def copy_program(folder):
-    """A copy of the repository's program, with fewer phantoms; its scripts work in `folder`, as a user's do."""
+    """A copy of the repository's program, with few phantoms and many checkpoints; its scripts work in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in (REPOSITORY / "common.py", *REPOSITORY.glob("data/*.py"),
                  *REPOSITORY.glob("data/results/*.py"), REPOSITORY / "data/phantoms/prepare.py"):
         copy = folder / file.relative_to(REPOSITORY)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copy)
-    prepare = folder / "data" / "phantoms" / "prepare.py"
-    phantoms = {"BENIGN_PATIENTS": 5, "MALIGNANT_PATIENTS": 5}
-    prepare.write_text(edit(prepare.read_text("utf-8"), phantoms), "utf-8")
+    for name, constants in (("data/phantoms/prepare.py", {"BENIGN_PATIENTS": 5, "MALIGNANT_PATIENTS": 5}),
+                            ("common.py", {"CHECKPOINT_SECONDS": 0})):  # one after every epoch
+        (folder / name).write_text(edit((folder / name).read_text("utf-8"), constants), "utf-8")
     return folder
 
 

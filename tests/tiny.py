@@ -66,9 +66,9 @@ def edit(text, constants):
 def write_tiny(file, **constants):
     """Copy vgg16.py to `file`, with the backbone above and other constants; in 32 bits on every machine."""
     head, rest = (REPOSITORY / "vgg16.py").read_text("utf-8").split("def build_backbone(weights):")
-    _, tail = rest.split("def main():")
+    _, tail = rest.split("def main(")
     constants = {"MIXED_PRECISION": False} | constants
-    file.write_text(edit(f"{head}{BACKBONE}def main():{tail}", constants), "utf-8")
+    file.write_text(edit(f"{head}{BACKBONE}def main({tail}", constants), "utf-8")
     return file
 
 
@@ -86,8 +86,8 @@ def prepare(folder, **constants):
     """The settings of vgg16.py in 32 bits with random weights, outputs in `folder`, these constants; seeded."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     changes = {"OUTPUT_DIR": str(folder), "WEIGHTS": None, "MIXED_PRECISION": False}
-    settings, _ = common.start(vars(vgg16) | changes | constants)
-    return settings._replace(**{name: constants[name] for name in constants if name in common.MODULE_CONSTANTS})
+    settings, _ = common.start(vars(vgg16), changes | constants)
+    return settings
 
 
 def build_backbone(weights):

@@ -6,8 +6,10 @@ data/.
 """
 import builtins
 import contextlib
+import difflib
 import gc
 import hashlib
+import importlib.util
 import json
 import logging.handlers
 import math
@@ -19,7 +21,9 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
+import types
 import warnings
 import zipfile
 from collections import namedtuple
@@ -28,12 +32,33 @@ from numbers import Integral, Real
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # read by Keras when it is imported
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+QUIET = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on many processors, and slower there
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # GPUs since Ampere round what they multiply in 32 bits to 19
 HERE = Path(__file__).resolve().parent
+
+for number, name in ((1, "stdout"), (2, "stderr")):  # which may be closed, as by pythonw or 2>&-
+    try:
+        os.fstat(number)
+    except OSError:  # TensorFlow's C++ would write into the file that is opened next and gets this number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    if getattr(sys, name) is None:
+        setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    if hasattr(getattr(sys, name), "reconfigure"):
+        getattr(sys, name).reconfigure(errors="replace")  # Windows-1252 lacks many characters
+
+package = importlib.util.find_spec("data")
+if package is None or package.origin is None or not (HERE / "data" / "__init__.py").samefile(package.origin):
+    place = package and (package.origin or list(package.submodule_search_locations))
+    sys.exit(f"Python finds another package that is called data, or none ({place}): start Python in {HERE}, or put"
+             " this folder first in sys.path, and restart the kernel.")
+if "keras" in sys.modules and sys.modules["keras"].config.backend() != "tensorflow":
+    sys.exit(f"Keras runs on {sys.modules['keras'].config.backend()} already, but the scripts need TensorFlow:"
+             " restart Python or the kernel, and import a script before Keras.")
+
 saved_stderr = os.dup(2)
-os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's C++ writes to it while it is imported
+if QUIET:  # TensorFlow's C++ writes to it while it is imported, whatever TF_CPP_MIN_LOG_LEVEL is
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
     from data import UserError, cut_name, explain_write_errors, log, quote, reading, replace
     from data.duplicates import group_duplicates  # noqa: F401
@@ -66,25 +91,16 @@ except ImportError as missing:
 finally:
     os.dup2(saved_stderr, 2)
 
-# ------------------------------------------------------------------------------------------------
-# augmentation of the training side, drawn anew for every film of every epoch
-BRIGHTNESS = 0.1  # largest shift either way, as a share of the grey scale
-CONTRAST = 0.2  # largest change either way: factors from 0.8 to 1.2
-SATURATION = 0.2  # likewise; part of the recipe, but without effect on grey films
-# layers on top of the backbone
-HEAD_UNITS = 256  # of the dense layer between the pooled features and the logit
-DROPOUT = 0.3  # share of these units that a training step leaves out
-# evaluation
-THRESHOLD = 0.5  # probability of malignancy from which a film is called malignant
-# ------------------------------------------------------------------------------------------------
-
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
+CHECKPOINT_SECONDS = 60  # between two checkpoints at least
 FEED = {"workers": 2, "max_queue_size": 4}  # with one, tf.data tunes itself, and the last batch waits for that
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
     for name in ("common.py", "data/splits.py", "data/results/metrics.py", "data/results/files.py")]
+IMPORTED = {file: file.read_bytes() for file in
+            (HERE / "common.py", *HERE.glob("data/*.py"), *HERE.glob("data/results/*.py"))}
 
 
 # ---- start -------------------------------------------------------------------------------------
@@ -105,15 +121,21 @@ CONSTANTS = {  # of a script: what each may be, as a check and in words
     "FOLD": (lambda v: v == "all" or is_number(v, Integral, 0, FOLDS - 1), f'0 to {FOLDS - 1}, or "all"'),
     "SPLIT_SEED": (is_seed, "a whole number from 0 to 2147483647"),
     "WEIGHTS": (lambda v: v is None or is_path(v), '"imagenet", None or the path of a weights file'),
-    "UNFROZEN_FRACTION": (lambda v: is_number(v, Real, 1e-9, 1), "a share above 0 up to 1, such as 0.5"),
+    "UNFROZEN_FRACTION": (lambda v: is_number(v, Real, 0, 1), "a share from 0 to 1, such as 0.5"),
+    "HEAD_UNITS": (lambda v: is_number(v, Integral, 1), "a whole number from 1"),
+    "DROPOUT": (lambda v: is_number(v, Real, 0, 0.99), "a share from 0 to 0.99, such as 0.3"),
     "LEARNING_RATE": (lambda v: is_number(v, Real, sys.float_info.min), "a number above 0, such as 1e-4"),
     "EPOCHS": (lambda v: is_number(v, Integral, 1), "a whole number from 1"),
     "BATCH_SIZE": (lambda v: is_number(v, Integral, 1), "a whole number from 1"),
     "SEED": (is_seed, "a whole number from 0 to 2147483647"),
     "MIXED_PRECISION": (lambda v: v == "auto" or isinstance(v, bool), '"auto", True or False'),
+    "BRIGHTNESS": (lambda v: is_number(v, Real, 0, 1), "a share from 0 to 1, such as 0.1"),
+    "CONTRAST": (lambda v: is_number(v, Real, 0, 1), "a share from 0 to 1, such as 0.2"),
+    "SATURATION": (lambda v: is_number(v, Real, 0, 1), "a share from 0 to 1, such as 0.2"),
+    "THRESHOLD": (lambda v: is_number(v, Real, 0.001, 0.999), "a probability from 0.001 to 0.999, such as 0.5"),
 }
-MODULE_CONSTANTS = ("BRIGHTNESS", "CONTRAST", "SATURATION", "HEAD_UNITS", "DROPOUT", "THRESHOLD")
-Settings = namedtuple("Settings", [*CONSTANTS, *MODULE_CONSTANTS])
+SHARES = ("UNFROZEN_FRACTION", "DROPOUT", "LEARNING_RATE", "BRIGHTNESS", "CONTRAST", "SATURATION", "THRESHOLD")
+Settings = namedtuple("Settings", CONSTANTS)
 TO_PREDICT = {  # what is used of the settings.json of a run, see data.runs.check
     "note": is_text,
     "constants": {"CROP": CONSTANTS["CROP"][0], "BATCH_SIZE": CONSTANTS["BATCH_SIZE"][0], "THRESHOLD": is_number},
@@ -121,8 +143,7 @@ TO_PREDICT = {  # what is used of the settings.json of a run, see data.runs.chec
 }
 TO_REPORT = TO_PREDICT | {  # in another result, of another collection or of all folds
     "title": is_text,
-    "constants": dict.fromkeys(MODULE_CONSTANTS, is_number)
-    | {name: is_valid for name, (is_valid, _) in CONSTANTS.items()} | {"DATA_DIR": is_text},
+    "constants": {name: is_valid for name, (is_valid, _) in CONSTANTS.items()} | {"DATA_DIR": is_text},
     "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text), "layers": is_number,
               "unfrozen_layers": is_number, "trained_parameters": is_number},
     "weights": {"origin": is_text, "pretrained": lambda v: isinstance(v, bool), "sha256": is_text},
@@ -130,21 +151,30 @@ TO_REPORT = TO_PREDICT | {  # in another result, of another collection or of all
 
 
 def run(main):
-    """Call main(); a UserError, Ctrl-C or SIGTERM ends the script with one sentence and exit status 1."""
+    """Call main(); a UserError, Ctrl-C or SIGTERM ends the script with one sentence and exit status 1.
+
+    In a notebook or outside of the main thread, where nobody would see that, it raises UserError.
+    """
     script = Path(main.__code__.co_filename).name
-    on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
         if sys.argv[1:] and Path(sys.argv[0]).name == script:  # in a notebook, the arguments are those of Jupyter
             raise UserError("there are no arguments: edit the constants at the top of the file, then run it.")
         return main()
     except (UserError, KeyboardInterrupt) as error:
-        sentence = str(error) or "stopped: the same command continues after the last finished epoch."
+        sentence = str(error) or "stopped: the same command continues from its last checkpoint."
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, on_sigterm)
     gc.collect()  # the batches that `error` referred to: their threads have to end before the interpreter does
-    if hasattr(builtins, "get_ipython"):  # which would report sys.exit() as an exception
+    if is_notebook() or not in_main_thread:  # sys.exit() is an exception in the one, and says nothing in the other
         raise UserError(sentence)
     return sys.exit(f"\n{script}: {sentence}")
+
+
+def is_notebook():
+    return hasattr(builtins, "get_ipython")
 
 
 def shorten(path):
@@ -155,12 +185,23 @@ def shorten(path):
     return str(path)
 
 
+def check_names(script, changes):
+    """Raise UserError for a name that is no constant, in capitals in globals() of a script or among changes."""
+    written = [name for name, value in script.items() if name.isupper() and not name.startswith("_")
+               and not callable(value) and not isinstance(value, types.ModuleType)]  # such as VGG16 of Keras
+    for name in (*changes, *written):
+        if name not in CONSTANTS:
+            nearest, *_ = difflib.get_close_matches(name.upper(), CONSTANTS, n=1, cutoff=0)
+            raise UserError(f"{name} is no constant of the scripts, the nearest is {nearest}: correct the name, or"
+                            " write one of your own in lower case.")
+
+
 def check_constants(constants):
-    """The constants of a script and MODULE_CONSTANTS as a namedtuple, with absolute Paths.
+    """The constants of a script as a namedtuple, with absolute Paths.
 
     Paths count from the scripts' folder. Raises UserError that names the constant that is missing or wrong.
     """
-    values = {name: globals()[name] for name in MODULE_CONSTANTS}
+    values = {}
     for name, (is_valid, description) in CONSTANTS.items():
         if name not in constants:
             raise UserError(f"{name} is missing at the top of the script: it has to be {description}.")
@@ -169,7 +210,7 @@ def check_constants(constants):
             raise UserError(f"{name} is {quote(value)}, but has to be {description}.")
         if name in ("DATA_DIR", "OUTPUT_DIR") or (name == "WEIGHTS" and value not in (None, "imagenet")):
             values[name] = Path(os.path.abspath(HERE / os.path.expanduser(value)))
-        elif name in ("UNFROZEN_FRACTION", "LEARNING_RATE"):
+        elif name in SHARES:
             values[name] = float(value)  # 1 and 1.0 are one setting
         elif isinstance(value, np.integer):
             values[name] = int(value)  # as JSON takes it
@@ -179,7 +220,11 @@ def check_constants(constants):
 
 
 def open_console():
-    """Print what is logged; returns the handler that keeps it."""
+    """Print what is logged; returns the handler that keeps it. UserError where code was edited meanwhile."""
+    for file, content in IMPORTED.items():
+        if not file.is_file() or file.read_bytes() != content:
+            raise UserError(f"{shorten(file)} was edited after its import, which has no effect yet: restart the"
+                            " kernel or Python.")
     console = logging.handlers.BufferingHandler(capacity=10**6)
     log.handlers = [logging.StreamHandler(sys.stdout), console]
     log.setLevel(logging.INFO)
@@ -187,12 +232,15 @@ def open_console():
     return console
 
 
-def start(constants):
-    """(settings, console) from globals() of a script: see check_constants and open_console."""
-    console, settings = open_console(), check_constants(constants)
+def start(script, changes=None):
+    """(settings, console) from globals() of a script and changes to them: see check_constants and open_console."""
+    console, changes = open_console(), changes or {}
+    check_names(script, changes)
+    settings = check_constants(script | changes)
     choose_gpu()
     tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
     reset_keras(settings)
+    explain_missing_gpu()
     log.info("device: %s; training in %s", describe_device(), " because ".join(choose_precision(settings)))
     return settings, console
 
@@ -203,6 +251,14 @@ def choose_gpu():
         with contextlib.suppress(RuntimeError, ValueError):  # what a notebook has used before keeps its settings
             tf.config.set_visible_devices(gpu, "GPU")
             tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def explain_missing_gpu():
+    """Say what to install where the system has a GPU that TensorFlow does not see."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if describe_gpu() is None and shutil.which("nvidia-smi") and not hidden:
+        log.warning("nvidia-smi is here, but TensorFlow sees no GPU: pip install 'tensorflow[and-cuda]' (on"
+                    " Windows in WSL2), and start again")
 
 
 def describe_gpu():
@@ -285,7 +341,9 @@ def load_backbone(build_backbone, films, fingerprints, settings):
     try:
         if str(source).endswith(".keras"):
             check_archive(source)
-        with warnings.catch_warnings(action="error", category=UserWarning):  # of layers that stay without weights
+        with warnings.catch_warnings():
+            for words in ("Skipping", "A total of .* could not be loaded"):  # layers stay without weights
+                warnings.filterwarnings("error", f"(?s){words}", UserWarning)
             backbone = build_backbone(source)
     except Exception as error:  # Keras and h5py raise whatever the network or the file leads them to
         if source is None or isinstance(error, (NameError, AttributeError, TypeError)):
@@ -311,17 +369,19 @@ def load_backbone(build_backbone, films, fingerprints, settings):
 
 
 def count_unfrozen(layers, settings):
-    return max(1, math.floor(round(settings.UNFROZEN_FRACTION * len(layers), 6) + 0.5))
+    """How many layers train: half a layer counts as one, and of a share above 0 there is at least one."""
+    count = math.floor(round(settings.UNFROZEN_FRACTION * len(layers), 6) + 0.5)
+    return max(count, 1) if settings.UNFROZEN_FRACTION > 0 else 0
 
 
 def build_model(backbone, weights, settings):
     """The classifier: raw RGB float (B, 224, 224, 3) in 0..255 to P(malignant), (B, 1).
 
-    The top UNFROZEN_FRACTION of the backbone's layers trains (half a layer counts as one), the rest is
-    frozen. In a pretrained backbone every BatchNormalization is frozen, too: its statistics would follow
-    batches of 13 films, and calling it with training=False does not keep Keras from that.
+    The top UNFROZEN_FRACTION of the backbone's layers trains, the rest is frozen. In a pretrained backbone every
+    BatchNormalization is frozen, too: its statistics would follow batches of 13 films, and calling it with
+    training=False does not keep Keras from that.
     """
-    for layer in backbone.layers[: -count_unfrozen(backbone.layers, settings)]:
+    for layer in backbone.layers[: len(backbone.layers) - count_unfrozen(backbone.layers, settings)]:
         layer.trainable = False
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization) and weights["pretrained"]:
@@ -341,7 +401,7 @@ def build_model(backbone, weights, settings):
 def describe_model(model, settings):
     """Facts that the model itself tells; layers and parameters are those of the backbone."""
     layers = model.layers[: model.layers.index(model.get_layer("pooled"))]
-    unfrozen = layers[-count_unfrozen(layers, settings) :]
+    unfrozen = layers[len(layers) - count_unfrozen(layers, settings) :]
     return {
         "backbone": model.name,
         "layers": len(layers),
@@ -506,11 +566,10 @@ def name_run(settings, films, model, weights):
     """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its results>.
 
     These are the films as they are shown and split, the network, its precision and weights, the constants of
-    the training, the code and the releases. Where DATA_DIR lies does not count, nor do FOLD, CROP and SATURATION
-    where they change nothing.
+    the training, the code and the releases. Where DATA_DIR lies does not count, nor do FOLD and CROP where they
+    change nothing, nor SATURATION, as all films are grey.
     """
-    names = ["LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", *MODULE_CONSTANTS]
-    names.remove("SATURATION")  # all films are grey
+    names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", "BRIGHTNESS", "CONTRAST", "THRESHOLD")
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
                 weights["sha256"], CODE, [getattr(settings, name) for name in names],
                 [module.__version__ for module in (tf, keras, np, scipy)]]
@@ -601,9 +660,10 @@ def train(model, training, validation, settings, folder):
 
     trained: see to_float32; facts: see describe_model; history: a table with columns epoch, LOGS and seconds.
     The model ends with, and every epoch is validated with, averaged weights: those of the last step alone are a
-    lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. After every epoch a checkpoint is
-    written, from which the next call continues with the same numbers. Raises UserError where the training diverges
-    or a batch does not fit into memory.
+    lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. The next call continues from the
+    last checkpoint with the same numbers; there is one at the end of an epoch where a minute has passed since the
+    last, and at the end of the training. Raises UserError where the training diverges or a batch does not fit into
+    memory.
     """
     network = fold_batch_norm(model)
     compile_model(network, len(training), settings)
@@ -611,13 +671,21 @@ def train(model, training, validation, settings, folder):
     if rows:
         log.info("continuing after epoch %d of %d", len(rows), settings.EPOCHS)
     before, started = rows[-1][-1] if rows else 0, time.perf_counter()
+    saved, watched = started, is_notebook() or sys.stdout.isatty()
 
     def begin(epoch, logs):
         training.epoch = epoch  # before Keras starts the threads that make its batches
 
     def keep(epoch, logs):
-        rows.append([*(logs[name] for name in LOGS), before + time.perf_counter() - started])
-        save_checkpoint(network, rows, folder)
+        nonlocal saved
+        now = time.perf_counter()
+        rows.append([*(logs[name] for name in LOGS), before + now - started])
+        if len(rows) == settings.EPOCHS or now - saved >= CHECKPOINT_SECONDS:
+            save_checkpoint(network, rows, folder)
+            saved = now
+        if not watched:
+            log.info("epoch %d of %d: loss %.4f, accuracy %.3f; validation: loss %.4f, accuracy %.3f", len(rows),
+                     settings.EPOCHS, *rows[-1][: len(LOGS)])
 
     known = {*gradient_registry.list()}
     swap = keras.callbacks.SwapEMAWeights()
@@ -627,7 +695,7 @@ def train(model, training, validation, settings, folder):
     try:
         if len(rows) < settings.EPOCHS:
             network.fit(training, epochs=settings.EPOCHS, initial_epoch=len(rows), validation_data=validation,
-                        shuffle=False, callbacks=callbacks)
+                        shuffle=False, callbacks=callbacks, verbose=int(watched))
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE (a new run).") from error
     finally:
@@ -656,7 +724,7 @@ def to_float32(model):
 # ---- evaluation --------------------------------------------------------------------------------
 
 
-def make_gradcam(model, threshold=THRESHOLD):
+def make_gradcam(model, threshold=0.5):
     """A compiled function from images, float32 (B, H, W, 3) in 0..255, to P(malignant) and Grad-CAM maps.
 
     P(malignant) is float32 (B,); Grad-CAM of the predicted class (Selvaraju et al. 2017) on the last feature

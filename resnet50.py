@@ -18,13 +18,21 @@ FOLD = 0  # which fifth of the patients is held out for validation: 0, 1, 2, 3 o
 SPLIT_SEED = 0  # deals the patients into these fifths: runs with the same one hold out the same patients
 # model
 WEIGHTS = "imagenet"  # or None for random weights, or the path of a weights file without top layers
-UNFROZEN_FRACTION = 0.5  # share of the backbone's layers that trains: the top 0.5, 0.6, 0.7; any in (0, 1]
+UNFROZEN_FRACTION = 0.5  # share of the backbone's layers that trains: the top 0.5, 0.6, 0.7; 0 to 1; 0: none
+HEAD_UNITS = 256  # of the dense layer between the pooled features and the logit, which always trains
+DROPOUT = 0.3  # share of these units that a training step leaves out
 # training
 LEARNING_RATE = 1e-4  # of Adam; vgg16.py takes half: without batch norm, larger steps unsettle it
 EPOCHS = 7  # the weights that are kept are an average over about the last one
 BATCH_SIZE = 13  # films a step; fewer where memory is short
 SEED = 0  # of the training: the new weights, the order, the augmentation and the dropout
 MIXED_PRECISION = "auto"  # train in 16-bit floats: where GPU or processor multiplies them faster; or True or False
+# augmentation of the training set, drawn anew for every film of every epoch
+BRIGHTNESS = 0.1  # largest shift either way, as a share of the grey scale
+CONTRAST = 0.2  # largest change either way: factors from 0.8 to 1.2
+SATURATION = 0.2  # likewise; part of the recipe, but without effect on grey films
+# evaluation
+THRESHOLD = 0.5  # probability of malignancy from which a film is predicted malignant
 # ------------------------------------------------------------------------------------------------
 
 
@@ -35,9 +43,12 @@ def build_backbone(weights):
     return keras.applications.ResNet50(include_top=False, weights=weights, input_tensor=pixels)
 
 
-def main():
-    """Read the films, run one fold or all of them, show the result; returns its folder."""
-    settings, console = common.start(globals())
+def main(**constants):
+    """Read the films, run one fold or all of them, show the result; returns its folder.
+
+    constants: other values for this call, by name: main(UNFROZEN_FRACTION=0.6, FOLD="all").
+    """
+    settings, console = common.start(globals(), constants)
     films = common.find_films(settings.DATA_DIR)
     common.check_folds(films)
     films, images, fingerprints = common.read_films(films, settings.DATA_DIR, settings.CROP, settings.OUTPUT_DIR)

@@ -116,7 +116,7 @@ def make_calls(name, outputs, mixed):
 
     script = importlib.import_module(name)
     changes = {"OUTPUT_DIR": outputs, "WEIGHTS": None, "EPOCHS": 1000, "MIXED_PRECISION": mixed}
-    settings, _ = common.start(vars(script) | changes)
+    settings, _ = common.start(vars(script), changes)
     films = pd.DataFrame({"label": np.resize(common.CLASSES, IMAGES),
                           "split": np.resize(["train", "train", "train", "train", "validation"], IMAGES)})
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 224, 224), np.uint8)

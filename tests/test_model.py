@@ -49,7 +49,7 @@ def test_the_backbone_takes_raw_images_and_preprocesses_them_as_keras_does(backb
     [  # counted on keras.applications with an independent script
         ("resnet50", 0.5, 88, 90.7), ("resnet50", 0.6, 105, 95.0), ("resnet50", 0.7, 123, 97.1),
         ("resnet50", 1, 175, 100), ("vgg16", 0.5, 10, 92.2), ("vgg16", 0.6, 11, 96.2), ("vgg16", 0.7, 13, 98.2),
-        ("vgg16", 0.001, 1, 0),
+        ("vgg16", 0.001, 1, 0), ("resnet50", 0, 0, 0),
     ],
 )
 def test_the_top_trains_and_the_rest_is_frozen(backbones, tmp_path, name, fraction, layers, percent):
@@ -62,15 +62,16 @@ def test_the_top_trains_and_the_rest_is_frozen(backbones, tmp_path, name, fracti
     facts = common.describe_model(model, settings)
     assert facts["layers"] == len(plain.layers)
     assert facts["unfrozen_layers"] == layers
-    parameters = sum(math.prod(w.shape) for layer in plain.layers[-layers:] for w in layer.weights)
+    frozen = {layer.name for layer in plain.layers[: len(plain.layers) - layers]}
+    top = [layer for layer in plain.layers if layer.name not in frozen]
+    parameters = sum(math.prod(w.shape) for layer in top for w in layer.weights)
     assert facts["unfrozen_parameters"] == parameters
     assert round(100 * parameters / plain.count_params(), 1) == percent
     assert facts["trained_parameters"] == sum(math.prod(weight.shape) for weight in model.trainable_weights)
-    frozen = {layer.name for layer in plain.layers[:-layers]}
     norms = {layer.name for layer in plain.layers if isinstance(layer, keras.layers.BatchNormalization)}
     trained = {weight.path.split("/")[0] for weight in model.trainable_weights}
     assert trained.isdisjoint(frozen | norms)
-    weighty = {layer.name for layer in plain.layers[-layers:] if layer.weights}
+    weighty = {layer.name for layer in top if layer.weights}
     assert trained == (weighty - norms) | {"head", "logit"}
 
 
@@ -308,6 +309,32 @@ def test_wrong_weights_files_are_refused(tmp_path, backbones):
     settings = prepare(tmp_path, WEIGHTS=str(tmp_path / "notop.h5"))
     backbone, _ = common.load_backbone(vgg16.build_backbone, FILMS, None, settings)
     assert all(map(np.array_equal, backbone.get_weights(), backbones["vgg16"][1].get_weights()))
+
+
+def test_only_a_warning_of_layers_without_weights_is_an_error(tmp_path, monkeypatch):
+    """MobileNet warns of an undefined input_shape where it gets an input_tensor."""
+    build, shape = keras.applications.MobileNet, (common.IMAGE_SIZE, common.IMAGE_SIZE, 3)
+    expected = build(include_top=False, weights=None, input_shape=shape)
+    file = str(tmp_path / "mobilenet.weights.h5")
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *_, **__: file)
+    expected.save_weights(file)
+
+    def build_mobilenet(weights):
+        pixels = keras.applications.mobilenet.preprocess_input(keras.Input(shape))
+        return build(include_top=False, weights=weights, input_tensor=pixels)
+
+    def build_partly(weights):
+        backbone = build_backbone(None)
+        backbone.load_weights(file, skip_mismatch=True)
+        return backbone
+
+    settings = prepare(tmp_path, WEIGHTS="imagenet")
+    with pytest.warns(UserWarning, match="input_shape"):
+        backbone, weights = common.load_backbone(build_mobilenet, FILMS, None, settings)
+    assert weights["pretrained"]
+    assert all(map(np.array_equal, backbone.get_weights(), expected.get_weights()))
+    with pytest.raises(common.UserError, match=r"^No ImageNet weights \(Skipping"):
+        common.load_backbone(build_partly, FILMS.assign(path="film.png"), None, settings)
 
 
 def test_weights_none_is_random_and_says_so(tmp_path, caplog):

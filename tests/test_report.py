@@ -72,21 +72,21 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert np.allclose(axes.get_lines()[0].get_xydata(), np.column_stack([fpr, tpr]))
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "AUC {:.2f} [{:.2f}, {:.2f}]".format(results["auc"], *results["ci95"]["auc"]) in legend
-    assert f"threshold {common.THRESHOLD}" in legend
+    assert "threshold 0.5" in legend
     points = [line.get_xydata()[0].tolist() for line in axes.get_lines() if len(line.get_xydata()) == 1]
     assert points[0] == pytest.approx([1 - results["specificity"], results["recall"]])
     axes = figures["confusion_matrix.png"].axes[0]
     counts = results["confusion_matrix"]
     assert [text.get_text() for text in axes.texts] == [str(counts[name]) for name in ("tn", "fp", "fn", "tp")]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["benign", "malignant"]
-    assert str(common.THRESHOLD) in axes.get_xlabel()
+    assert "0.5" in axes.get_xlabel()
     points = sklearn.calibration.calibration_curve(
         malignant, predictions["probability"], n_bins=2, strategy="quantile")
     assert np.allclose(figures["calibration.png"].axes[0].get_lines()[-1].get_xydata().T[::-1], points)
     loss, accuracy = figures["training_curves.png"].axes
     assert [line.get_ydata().tolist() for line in loss.get_lines()] == [[0.7, 0.5], [0.71, 0.6]]
     assert [line.get_ydata().tolist() for line in accuracy.get_lines()] == [[0.5, 0.7], [0.5, 0.6]]
-    expected = select_cases(predictions, common.THRESHOLD)
+    expected = select_cases(predictions, 0.5)
     texts = read_texts(figures["grad_cam_example.png"])
     assert {f"P(malignant) {p:.2f}" for p in expected["probability"]} <= set(texts)
     assert len(figures) == 5 + len(expected)
@@ -97,7 +97,7 @@ def test_each_case_is_shown_with_its_own_film_and_boxes(written):
     boxes = [f"{number}:0:10:20" for number in range(50)]
     _, predictions, figures = written(lesion_box=boxes)
     images = make_noise(50)
-    cases = select_cases(predictions, common.THRESHOLD)
+    cases = select_cases(predictions, 0.5)
     shown = 0
     for case in cases.itertuples():
         (figure,) = (figure for name, figure in figures.items() if name.startswith(
@@ -169,7 +169,7 @@ def test_settings_tell_what_was_run(written):
                            duplicate=[True] * 2 + [False] * 48)
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     assert settings["constants"]["EPOCHS"] == 7
-    assert settings["constants"]["DROPOUT"] == common.DROPOUT
+    assert settings["constants"]["DROPOUT"] == 0.3
     assert settings["collection"]["depths"] == {"8 bit PNG": 8, "16 bit PNG": 12}
     assert settings["collection"]["patient_from"] == {"unknown": 50}
     assert settings["collection"]["duplicates"] == 2

@@ -31,17 +31,64 @@ from data.results import comparison, metrics
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("UNFROZEN_FRACTION", 70), ("UNFROZEN_FRACTION", 0), ("UNFROZEN_FRACTION", "0.5"), ("FOLD", 5), ("FOLD", -1),
-     ("FOLD", 0.5), ("BATCH_SIZE", 0), ("BATCH_SIZE", 13.0), ("BATCH_SIZE", True), ("EPOCHS", 0),
+    [("UNFROZEN_FRACTION", 70), ("UNFROZEN_FRACTION", -0.1), ("UNFROZEN_FRACTION", "0.5"), ("FOLD", 5),
+     ("FOLD", -1), ("FOLD", 0.5), ("BATCH_SIZE", 0), ("BATCH_SIZE", 13.0), ("BATCH_SIZE", True), ("EPOCHS", 0),
      ("LEARNING_RATE", 0), ("LEARNING_RATE", float("nan")), ("LEARNING_RATE", float("inf")), ("SEED", -1),
-     ("SPLIT_SEED", -1), ("WEIGHTS", ""), ("WEIGHTS", 7), ("DATA_DIR", None), ("OUTPUT_DIR", " "),
-     ("CROP", "Breast"), ("CROP", True), ("MIXED_PRECISION", 1)],
+     ("SEED", "zero"), ("SPLIT_SEED", -1), ("WEIGHTS", ""), ("WEIGHTS", 7), ("DATA_DIR", None),
+     ("OUTPUT_DIR", " "), ("CROP", "Breast"), ("CROP", True), ("MIXED_PRECISION", 1),
+     ("BRIGHTNESS", 10), ("CONTRAST", -0.2), ("SATURATION", None), ("DROPOUT", 30), ("DROPOUT", 1),
+     ("HEAD_UNITS", 0), ("HEAD_UNITS", 0.5),
+     ("THRESHOLD", "0.5"), ("THRESHOLD", 50)],
 )
 def test_a_wrong_constant_stops_at_once_and_is_named(monkeypatch, name, value):
-    for script in (resnet50, vgg16):
-        monkeypatch.setattr(script, name, value)
-        with pytest.raises(common.UserError, match=rf"^{name} is {re.escape(repr(value))}, but has to be"):
-            script.main()
+    """In the script, and where main() is called with it."""
+    with pytest.raises(common.UserError, match=rf"^{name} is {re.escape(repr(value))}, but has to be"):
+        resnet50.main(**{name: value})
+    monkeypatch.setattr(vgg16, name, value)
+    with pytest.raises(common.UserError, match=rf"^{name} is {re.escape(repr(value))}, but has to be"):
+        vgg16.main()
+
+
+@pytest.mark.parametrize(("name", "nearest"), [
+    ("LEARNINGRATE", "LEARNING_RATE"), ("UNFROZEN_FRACTON", "UNFROZEN_FRACTION"), ("epochs", "EPOCHS"),
+    ("XYZ", "")])
+def test_a_name_that_is_no_constant_is_refused_with_the_nearest(monkeypatch, name, nearest):
+    words = rf"^{name} is no constant .* nearest is [A-Z_]*{nearest}[A-Z_]*: correct"
+    with pytest.raises(common.UserError, match=words):
+        vgg16.main(**{name: 1})
+    monkeypatch.setattr(vgg16, name, 1, raising=False)
+    if name.isupper():
+        with pytest.raises(common.UserError, match=words):
+            vgg16.main()
+
+
+def test_the_constants_of_a_call_are_those_of_that_call(monkeypatch, tmp_path):
+    """What is imported in capitals, and a private name, are no constants."""
+    monkeypatch.setattr(vgg16, "VGG19", common.keras.applications.VGG19, raising=False)
+    monkeypatch.setattr(vgg16, "NP", np, raising=False)
+    monkeypatch.setattr(vgg16, "_CACHE", {}, raising=False)
+    settings, _ = common.start(vars(vgg16), {"UNFROZEN_FRACTION": 1, "THRESHOLD": np.float64(0.4)})
+    assert (settings.UNFROZEN_FRACTION, settings.THRESHOLD, vgg16.UNFROZEN_FRACTION) == (1, 0.4, 0.5)
+    assert [type(value) for value in (settings.UNFROZEN_FRACTION, settings.THRESHOLD)] == [float, float]
+
+
+def test_an_edit_of_the_program_after_its_import_is_refused(monkeypatch):
+    """As in a notebook."""
+    file = REPOSITORY / "data" / "films.py"
+    monkeypatch.setitem(common.IMPORTED, file, file.read_bytes() + b"# edited")
+    with pytest.raises(common.UserError, match=r"^data/films\.py was edited after its import.*restart the kernel"):
+        vgg16.main()
+
+
+@pytest.mark.parametrize(("here", "hidden", "said"), [
+    (True, None, True), (True, "0", True), (True, "-1", False), (False, None, False)])
+def test_a_gpu_that_tensorflow_does_not_see_gets_a_line(monkeypatch, caplog, here, hidden, said):
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if here else None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    common.explain_missing_gpu()
+    assert ("pip install 'tensorflow[and-cuda]'" in caplog.text) is said
 
 
 def test_numbers_of_numpy_are_those_of_python(tmp_path):
@@ -200,7 +247,7 @@ def test_a_finished_run_is_not_trained_again(capsys):
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.rglob("*") if file.is_file()}
     assert script.main() == folder
     console = capsys.readouterr().out
-    assert "Epoch" not in console
+    assert "loss" not in console
     assert re.search(rf"delete.*{folder.name}", console)
     results = [line for line in first.splitlines() if re.match(r"accuracy|auc", line)]
     assert len(results) == 2
@@ -322,7 +369,7 @@ def test_the_result_of_all_folds_pools_counts_and_averages_aucs(all_folds):
     results = json.loads((folder / "metrics.json").read_text("utf-8"))
     predictions = pd.read_csv(folder / "predictions.csv").merge(pd.read_csv(folder / "split.csv"), on="path")
     truth, scores = predictions["label_x"].eq("malignant").to_numpy(int), predictions["probability"].to_numpy()
-    expected = metrics.measure(truth, scores, predictions["group"], 0, common.THRESHOLD, predictions["fold_x"])
+    expected = metrics.measure(truth, scores, predictions["group"], 0, 0.5, predictions["fold_x"])
     assert {name: results[name] for name in expected} == expected
     aucs = [sklearn.metrics.roc_auc_score(truth[rows], scores[rows])
             for rows in predictions.groupby("fold_x").indices.values()]
@@ -339,7 +386,7 @@ def test_the_result_of_all_folds_pools_counts_and_averages_aucs(all_folds):
 def test_the_page_has_one_row_for_all_folds_and_a_second_call_trains_nothing(all_folds, capsys):
     script, _, folder, _ = all_folds
     assert script.main() == folder
-    assert "Epoch" not in capsys.readouterr().out
+    assert "loss" not in capsys.readouterr().out
     page = (folder.parent / "report.html").read_text("utf-8")
     (row,) = re.findall(r"(?s)<tr>(.*?)</tr>", page.partition("<tbody>")[2])
     cells = re.findall(r"<td>(.*?)</td>", row)
@@ -417,6 +464,51 @@ def test_what_is_not_installed_is_one_sentence_with_the_remedy(tmp_path, module,
     (line,) = process.stderr.splitlines()
     assert message in line
     assert all(word in line for word in words)
+
+
+def test_another_package_called_data_and_another_backend_are_said_at_once(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("")
+    (tmp_path / "keras.py").write_text("class config:\n    backend = lambda: 'jax'")
+    for code, words in (
+            (f"import sys; sys.path.append({str(REPOSITORY)!r}); import vgg16",
+             [str(tmp_path / "data" / "__init__.py"), f"start Python in {REPOSITORY}"]),
+            (f"import keras, sys; sys.path.insert(0, {str(REPOSITORY)!r}); import vgg16",
+             ["Keras runs on jax already", "restart"])):
+        process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                                 check=False)
+        assert (process.returncode, process.stdout) == (1, "")
+        (line,) = process.stderr.splitlines()
+        assert all(word in line for word in words)
+
+
+def test_a_run_needs_neither_the_main_thread_nor_stderr_nor_unicode(tmp_path):
+    """As below a window of pythonw, with 2>&-, or on a console of Windows-1252."""
+    code = """
+import threading, common
+
+def main():
+    common.open_console()
+    common.log.info("caf\u00e9 \u2713")
+    print(common.os.environ["TF_CPP_MIN_LOG_LEVEL"], flush=True)
+    raise common.UserError("an end")
+
+def run():
+    try:
+        common.run(main)
+    except common.UserError as error:
+        print(error, file=common.sys.stderr)
+        print(error, flush=True)
+
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    process = subprocess.run(["sh", "-c", f"exec {sys.executable} -c '{code}' <&- 2>&-"], cwd=REPOSITORY,
+                             stdout=subprocess.PIPE, env=environment, check=False)
+    assert process.stdout.decode("cp1252").splitlines() == ["caf\u00e9 ?", "2", "an end"]
+    assert process.returncode == 0
 
 
 # ---- notebooks ---------------------------------------------------------------------------------

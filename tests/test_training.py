@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import signal
+import types
 
 import keras
 import numpy as np
@@ -198,7 +199,7 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
     """Byte for byte as one that nobody disturbs, with other settings of Keras, of matplotlib, of the locale and of
     hashes, and with a home that cannot be written."""
     plain, script = write_program(tmp_path / "plain"), write_program(tmp_path / "killed")
-    undisturbed = start_process([plain], plain.parent)
+    undisturbed = start_process([plain], plain.parent)  # whose console is no terminal: a line an epoch
     outputs, code, settings = (script.parent / name for name in ("outputs", "common.py", "keras/keras.json"))
     text = code.read_text("utf-8")
     settings.parent.mkdir()
@@ -210,25 +211,25 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
                              LC_ALL="de_DE.UTF-8", PYTHONHASHSEED="7", HOME="/proc/nowhere")
 
     killed = start()
-    read_until(killed, "Epoch 2/3")
+    read_until(killed, "epoch 1 of 3: ")
     killed.kill()
     killed.wait()
     assert not list(outputs.glob("[!.]*/")), "no folder before the run is complete"
 
     code.write_text(f"{text}\nANOTHER = 1\n", "utf-8")  # other code: another run
     stopped = start()
-    console = read_until(stopped, "Epoch 1/3")
+    console = read_until(stopped, "results will be in")
     assert "continuing" not in console
     stopped.send_signal(signal.SIGTERM)
     console = stopped.communicate()[0]
     assert stopped.returncode == 1
     assert console.splitlines()[-1] == (
-        "tiny.py: stopped: the same command continues after the last finished epoch.")
+        "tiny.py: stopped: the same command continues from its last checkpoint.")
     assert "Traceback" not in console
 
     code.write_text(f"# a remark\n{text}", "utf-8")  # a comment: the same run
     killed = start()
-    assert "after epoch 1 of 3" in read_until(killed, "Epoch 3/3")
+    assert "after epoch 1 of 3" in read_until(killed, "epoch 3 of 3: ")
     while not list(outputs.rglob("*.png")):  # killed between its figures
         assert killed.poll() is None
         os.sched_yield()
@@ -238,8 +239,10 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
 
     console = finish_process(start())
     assert "after epoch 3 of 3" in console
-    assert "Epoch" not in console
-    finish_process(undisturbed)
+    assert "loss" not in console
+    epochs = [line for line in finish_process(undisturbed).splitlines() if "loss" in line or "Epoch" in line]
+    pattern = r"epoch \d of 3: loss 0\.\d{4}, accuracy 0\.\d{3}; validation: loss 0\.\d{4}, accuracy [01]\.\d{3}"
+    assert len([line for line in epochs if re.fullmatch(pattern, line)]) == len(epochs) == 3
     expected, found = read_results(plain.parent / "outputs"), read_results(outputs)
     assert expected.keys() == found.keys()
     assert [name for name in expected if expected[name] != found[name]] == []
@@ -314,7 +317,7 @@ def equal(first, second):
 def test_training_from_a_checkpoint_equals_training_at_once(fit):
     """Weights, moving averages, the optimizer and the dropout's random numbers are all put back."""
     history, predictions, model = fit("whole", EPOCHS=3)
-    fit("parts", EPOCHS=1)
+    fit("parts", EPOCHS=1)  # the end of the training is one of a checkpoint, too
     again, repeated, continued = fit("parts", EPOCHS=3)
     assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
     assert repeated.equals(predictions)
@@ -322,6 +325,15 @@ def test_training_from_a_checkpoint_equals_training_at_once(fit):
     assert again["seconds"].is_monotonic_increasing
     assert history["epoch"].tolist() == [1, 2, 3]
     assert history["loss"].nunique() == 3, "it learned something"
+
+
+def test_a_checkpoint_is_written_where_a_minute_has_passed_and_at_the_end(fit, monkeypatch):
+    """On a clock of the test, with epochs of 40 seconds."""
+    written, clock = [], iter(range(0, 9999, 40))
+    monkeypatch.setattr(common, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(common, "save_checkpoint", lambda _, rows, __: written.append(len(rows)))
+    fit(EPOCHS=5)
+    assert written == [2, 4, 5]
 
 
 @pytest.mark.parametrize("batch_size", [2, 13])

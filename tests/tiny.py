@@ -66,9 +66,9 @@ def edit(text, constants):
 def write_tiny(file, **constants):
     """Copy vgg16.py to `file`, with the backbone above and other constants; in 32 bits on every machine."""
     head, rest = (REPOSITORY / "vgg16.py").read_text("utf-8").split("def build_backbone(weights):")
-    _, tail = rest.split("def main():")
+    _, tail = rest.split("def main(")
     constants = {"MIXED_PRECISION": False} | constants
-    file.write_text(edit(f"{head}{BACKBONE}def main():{tail}", constants), "utf-8")
+    file.write_text(edit(f"{head}{BACKBONE}def main({tail}", constants), "utf-8")
     return file
 
 
@@ -86,8 +86,8 @@ def prepare(folder, **constants):
     """The settings of vgg16.py in 32 bits with random weights, outputs in `folder`, these constants; seeded."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     changes = {"OUTPUT_DIR": str(folder), "WEIGHTS": None, "MIXED_PRECISION": False}
-    settings, _ = common.start(vars(vgg16) | changes | constants)
-    return settings._replace(**{name: constants[name] for name in constants if name in common.MODULE_CONSTANTS})
+    settings, _ = common.start(vars(vgg16), changes | constants)
+    return settings
 
 
 def build_backbone(weights):
@@ -153,16 +153,16 @@ def finish_run():
 
 
 def copy_program(folder):
-    """A copy of the repository's program, with fewer phantoms; its scripts work in `folder`, as a user's do."""
+    """A copy of the repository's program, with few phantoms and many checkpoints; its scripts work in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in (REPOSITORY / "common.py", *REPOSITORY.glob("data/*.py"),
                  *REPOSITORY.glob("data/results/*.py"), REPOSITORY / "data/phantoms/prepare.py"):
         copy = folder / file.relative_to(REPOSITORY)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copy)
-    prepare = folder / "data" / "phantoms" / "prepare.py"
-    phantoms = {"BENIGN_PATIENTS": 5, "MALIGNANT_PATIENTS": 5}
-    prepare.write_text(edit(prepare.read_text("utf-8"), phantoms), "utf-8")
+    for name, constants in (("data/phantoms/prepare.py", {"BENIGN_PATIENTS": 5, "MALIGNANT_PATIENTS": 5}),
+                            ("common.py", {"CHECKPOINT_SECONDS": 0})):  # one after every epoch
+        (folder / name).write_text(edit((folder / name).read_text("utf-8"), constants), "utf-8")
     return folder
 
 

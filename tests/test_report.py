@@ -74,13 +74,13 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert f"threshold {common.THRESHOLD}" in legend
     points = [line.get_xydata()[0].tolist() for line in axes.get_lines() if len(line.get_xydata()) == 1]
     assert points[0] == pytest.approx([1 - results["specificity"], results["recall"]])
-    figure = figures["precision_recall.png"]
+    axes = figures["precision_recall.png"].axes[0]
     precision, recall, _ = sklearn.metrics.precision_recall_curve(malignant, predictions["probability"])
-    line, chance, point = figure.axes[0].get_lines()
+    line, chance, point = axes.get_lines()
     assert np.allclose(line.get_xydata()[:-1], np.column_stack([recall, precision])[:-1])
     assert chance.get_ydata()[0] == malignant.mean()
     assert point.get_xydata()[0].tolist() == pytest.approx([results["recall"], results["precision"]])
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
     interval = results["ci95"]["average_precision"]
     assert "average precision {:.2f} [{:.2f}, {:.2f}]".format(results["average_precision"], *interval) in legend
     axes = figures["confusion_matrix.png"].axes[0]

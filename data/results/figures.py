@@ -71,7 +71,7 @@ def draw_precision_recall(scores, results, band):
     """The arguments are those of draw_roc_curve."""
     labels, probabilities, folds = (scores[name] for name in ("labels", "probabilities", "folds"))
     low, high, mean = band
-    figure = Figure((5, 5.8), layout="constrained")
+    figure = Figure((5, 6.2), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(GRID, low, high, alpha=0.2, label="95 % of bootstrap curves, over patients")
 
@@ -85,16 +85,15 @@ def draw_precision_recall(scores, results, band):
         draw_steps(slice(None), label=label)
     else:
         axes.plot(GRID, mean, label=f"mean of the folds, {label}")
-        for fold in np.unique(folds):
-            draw_steps(folds == fold, color="0.6", lw=0.8, zorder=1,
-                       label="each fold" if fold == folds.min() else None)
+        for number, fold in enumerate(np.unique(folds)):
+            draw_steps(folds == fold, color="0.6", lw=0.8, zorder=1, label=None if number else "each fold")
     share = labels.mean()
     axes.axhline(share, color="k", ls="--", label=f"chance (share of malignant films {share:.2f})")
     if results["precision"] is not None:
         axes.plot(results["recall"], results["precision"], "ko", label=f"threshold {results['threshold']}")
     axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(describe_held_out(results), fontsize=10)
-    figure.legend(loc="outside lower center", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8)  # below the axes: curves are anywhere
     return figure
 
 

@@ -171,10 +171,11 @@ def remove_excess(table, films, probabilities):
     return table.assign(average_precision=unbiased.clip(lower=0))
 
 
-def compute_variance(resamples):
-    """The variance of a metric, a column of bootstrap(), over the resamples in which it is defined."""
-    defined = resamples.iloc[1:].dropna()
-    return defined.var(ddof=0) if len(defined) else 0
+def compute_variance(values):
+    """The variance over those resamples in which a metric is defined; values: (1 + RESAMPLES,), see bootstrap."""
+    resamples = values[1:]
+    defined = resamples[~np.isnan(resamples)]
+    return np.var(defined) if len(defined) else 0.0
 
 
 def compute_margin(parts, confidence=0.95):
@@ -212,15 +213,15 @@ def compute_interval(value, margin, patients):
 
 def estimate_intervals(tables, patients):
     """{name: [low, high]} of the mean over K trainings, from the table of each; patients: see count_patients."""
-    each = pd.DataFrame([table.iloc[0] for table in tables])
     mean = sum(tables) / len(tables)
+    each = pd.DataFrame([table.iloc[0] for table in tables])
 
     intervals = {}
     for name in NAMES:
-        parts = [(compute_variance(mean[name]), max(patients[name] - 1, 1))]
+        parts = [(compute_variance(mean[name].to_numpy()), max(patients[name] - 1, 1))]
         if len(tables) > 1:
             parts.append((each[name].var() / len(tables), len(tables) - 1))
-        intervals[name] = compute_interval(mean[name].iloc[0], compute_margin(parts), patients[name])
+        intervals[name] = compute_interval(mean[name][0], compute_margin(parts), patients[name])
     return intervals
 
 
@@ -300,23 +301,23 @@ def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, s
     between trainings. With one training of each, the interval covers patients only.
     """
     films = tabulate(labels, patients, folds)
-    firsts, seconds = (
-        [bootstrap(films, training, 0.5, seed)[0]["auc"] for training in np.atleast_2d(setting)]
+    first_aucs, second_aucs = (  # (K, 1 + RESAMPLES)
+        np.array([bootstrap(films, training, 0.5, seed)[0]["auc"] for training in np.atleast_2d(setting)])
         for setting in (first, second))
-    differences = sum(firsts) / len(firsts) - sum(seconds) / len(seconds)
+    differences = first_aucs.mean(axis=0) - second_aucs.mean(axis=0)
     difference = float(differences[0])
     if np.isnan(difference):
         return difference, -1.0, 1.0
 
     patients = count_patients(films, films["label"] == 1)["auc"]
     parts = [(compute_variance(differences), max(patients - 1, 1))]
-    freedom = len(firsts) + len(seconds) - 2
+    freedom = len(first_aucs) + len(second_aucs) - 2
     if freedom > 0:
-        squares = sum(len(setting) * np.var([aucs[0] for aucs in setting]) for setting in (firsts, seconds))
-        parts.append((squares / freedom * (1 / len(firsts) + 1 / len(seconds)), freedom))
+        squares = sum(np.var(aucs[:, 0]) * len(aucs) for aucs in (first_aucs, second_aucs))
+        parts.append((squares / freedom * (1 / len(first_aucs) + 1 / len(second_aucs)), freedom))
     margin = compute_margin(parts, confidence)
 
-    both_perfect = all(aucs[0] == 1 for aucs in firsts + seconds)
+    both_perfect = first_aucs[:, 0].min() == second_aucs[:, 0].min() == 1
     if both_perfect and not np.array_equal(first, second):  # on other patients they may differ
         margin = compute_unseen(patients, confidence)
     return difference, float(max(difference - margin, -1)), float(min(difference + margin, 1))

@@ -149,7 +149,8 @@ def main():
     several = {"{} against {}, AUC {:.2f}, {} folds".format(*trainings, scenario[2], scenario[4]):
                [scenario, trainings] for scenario in SEVERAL for trainings in TRAININGS}
     with ProcessPoolExecutor() as pool:
-        print(f"{data_sets} data sets a column: patients (views) AUC, share of malignant ones, folds, gain", flush=True)
+        print(f"{data_sets} data sets a column")
+        print("patients (views) AUC, share of malignant patients, folds, gain", flush=True)
         show(pool, data_sets, check, single)
         print("trainings of the first setting against those of the second", flush=True)
         show(pool, data_sets, check_trainings, several)

@@ -258,11 +258,11 @@ def measure_with_curves(labels, probabilities, patients, seed=0, threshold=0.5, 
     }
 
     bands = {}
-    for name, (curve, *resamples) in traced.items():
-        limits = pd.DataFrame(resamples).quantile([0.025, 0.975])  # where both classes count
+    for name, curves in traced.items():
+        limits = pd.DataFrame(curves[1:]).quantile([0.025, 0.975])  # of those with both classes
         if deciding["auc"] < 2:  # a single patient says nothing about others
             limits = [np.zeros_like(GRID), np.ones_like(GRID)]
-        bands[name] = np.vstack([limits, curve])
+        bands[name] = np.vstack([limits, curves[0]])
     return results, bands
 
 
@@ -285,7 +285,7 @@ def measure_trainings(labels, trainings, patients, seed=0, threshold=0.5, folds=
     films, trainings = tabulate(labels, patients, folds), np.asarray(trainings, float)
     tables = [bootstrap(films, training, threshold, seed)[0] for training in trainings]
     unbiased = [remove_excess(table, films, training) for table, training in zip(tables, trainings, strict=True)]
-    patients = count_patients(films, trainings.min(axis=0) >= threshold)
+    patients = pd.DataFrame([count_patients(films, training >= threshold) for training in trainings]).min()
     each = pd.DataFrame([table.iloc[0] for table in tables])
     return to_json(each.mean(skipna=False)) | {
         "ci95": estimate_intervals(unbiased, patients),
@@ -313,8 +313,8 @@ def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, s
     parts = [(compute_variance(differences), max(patients - 1, 1))]
     freedom = len(first_aucs) + len(second_aucs) - 2
     if freedom > 0:
-        squares = sum(np.var(aucs[:, 0]) * len(aucs) for aucs in (first_aucs, second_aucs))
-        parts.append((squares / freedom * (1 / len(first_aucs) + 1 / len(second_aucs)), freedom))
+        pooled = sum(np.var(aucs[:, 0]) * len(aucs) for aucs in (first_aucs, second_aucs)) / freedom
+        parts.append((pooled / len(first_aucs) + pooled / len(second_aucs), freedom))
     margin = compute_margin(parts, confidence)
 
     both_perfect = first_aucs[:, 0].min() == second_aucs[:, 0].min() == 1

@@ -89,12 +89,12 @@ def read_json(file, shape):
 
 
 def read_results(file):
-    """The metrics.json of a result, where each metric is a number, and its interval are two. Raises UserError."""
+    """The metrics.json of a result: each metric is a number or undefined, its interval two numbers. UserError."""
     results = read_json(file, {
         "side": lambda v: v in ("validation", "test", "all folds"),
         "ci95": lambda v: is_dict_of(v, lambda limits: is_list_of(limits, is_number) and len(limits) == 2),
     })
-    check(results, dict.fromkeys(results["ci95"], is_number), file)
+    check(results, dict.fromkeys(results["ci95"], lambda v: v is None or is_number(v)), file)  # None: undefined
     return results
 
 

@@ -23,7 +23,8 @@ CONSTANTS = {
     "MIXED_PRECISION": "auto", "BRIGHTNESS": 0.1, "CONTRAST": 0.2, "SATURATION": 0.2, "HEAD_UNITS": 256,
     "DROPOUT": 0.3, "THRESHOLD": 0.5,
 }
-PICTURES = ("confusion_matrix.png", "roc_curve.png", "training_curves.png", "grad_cam_example.png")
+PICTURES = ("confusion_matrix.png", "roc_curve.png", "precision_recall.png", "training_curves.png",
+            "grad_cam_example.png")
 
 
 def edit_json(file, **changes):
@@ -170,9 +171,12 @@ def test_folds_are_pooled_at_the_threshold_of_the_setting(write_run, compare):
         "recall": sklearn.metrics.recall_score(labels, called),
         "f1": sklearn.metrics.f1_score(labels, called),
         "specificity": sklearn.metrics.recall_score(1 - labels, ~called),
+        "average precision": np.mean([sklearn.metrics.average_precision_score(
+            labels[folds == n], scores[folds == n]) for n in range(3)]),
     }
     for name, value in expected.items():
-        assert row[name] == "{:.2f} [{:.2f}, {:.2f}]".format(value, *intervals[name.lower()]), name
+        interval = intervals[name.lower().replace(" ", "_")]
+        assert row[name] == "{:.2f} [{:.2f}, {:.2f}]".format(value, *interval), name
     assert [row[name] for name in ("folds", "films", "patients")] == ["0, 1, 2", "120", "60"]
 
 

@@ -109,7 +109,7 @@ def test_one_threshold_decides_calls_and_metrics(evaluated):
     called = predictions["probability"].to_numpy() >= settings.THRESHOLD
     assert 0 < called.sum() < 9
     assert predictions["predicted"].eq("malignant").tolist() == called.tolist()
-    results = score(predictions, maps, films, settings)
+    results, _ = score(predictions, maps, films, settings)
     truth = predictions["label"].eq("malignant")
     tn, fp, fn, tp = sklearn.metrics.confusion_matrix(truth, called).ravel().tolist()
     assert results["confusion_matrix"] == {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
@@ -124,11 +124,12 @@ def test_scores_are_those_of_scikit_learn(tmp_path):
     probabilities = np.clip(0.4 + 0.2 * truth + 0.2 * rng.standard_normal(60), 0, 1)
     predictions = held_out[["path", "patient_id", "label"]].assign(
         probability=probabilities, predicted=np.take(common.CLASSES, probabilities >= 0.5))
-    results = score(predictions, np.zeros((60, 2, 2)), films, settings)
+    results, _ = score(predictions, np.zeros((60, 2, 2)), films, settings)
     report = sklearn.metrics.classification_report(truth, probabilities >= 0.5, output_dict=True)
     expected = {"accuracy": report["accuracy"], "precision": report["1"]["precision"],
                 "recall": report["1"]["recall"], "f1": report["1"]["f1-score"],
                 "specificity": report["0"]["recall"], "auc": sklearn.metrics.roc_auc_score(truth, probabilities),
+                "average_precision": sklearn.metrics.average_precision_score(truth, probabilities),
                 "majority_baseline": max(truth.mean(), 1 - truth.mean())}
     assert {name: results[name] for name in expected} == pytest.approx(expected)
     assert (results["validation_images"], results["validation_patients"]) == (60, 30)
@@ -193,7 +194,7 @@ def test_the_pointing_game_is_played_where_the_box_is_not_the_middle_anyway(tmp_
         probability=[0.9, 0.1, 0.9, 0.9], predicted=["malignant", "benign", "malignant", "malignant"])
     maps = np.zeros((4, 2, 2))
     maps[:, 0, 0] = 1
-    results = score(predictions, maps, films, settings)
+    results, _ = score(predictions, maps, films, settings)
     if crop == "lesion":
         assert "pointing_game" not in results
     else:

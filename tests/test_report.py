@@ -75,6 +75,15 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert "threshold 0.5" in legend
     points = [line.get_xydata()[0].tolist() for line in axes.get_lines() if len(line.get_xydata()) == 1]
     assert points[0] == pytest.approx([1 - results["specificity"], results["recall"]])
+    axes = figures["precision_recall.png"].axes[0]
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(malignant, predictions["probability"])
+    line, chance, point = axes.get_lines()
+    assert np.allclose(line.get_xydata()[:-1], np.column_stack([recall, precision])[:-1])
+    assert chance.get_ydata()[0] == malignant.mean()
+    assert point.get_xydata()[0].tolist() == pytest.approx([results["recall"], results["precision"]])
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    interval = results["ci95"]["average_precision"]
+    assert "average precision {:.2f} [{:.2f}, {:.2f}]".format(results["average_precision"], *interval) in legend
     axes = figures["confusion_matrix.png"].axes[0]
     counts = results["confusion_matrix"]
     assert [text.get_text() for text in axes.texts] == [str(counts[name]) for name in ("tn", "fp", "fn", "tp")]
@@ -89,7 +98,26 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     expected = select_cases(predictions, 0.5)
     texts = read_texts(figures["grad_cam_example.png"])
     assert {f"P(malignant) {p:.2f}" for p in expected["probability"]} <= set(texts)
-    assert len(figures) == 5 + len(expected)
+    assert len(figures) == 6 + len(expected)
+
+
+def test_where_no_film_is_predicted_malignant_the_precision_is_undefined_everywhere(written):
+    folder, _, figures = written(np.linspace(0.1, 0.4, 40))
+    results = json.loads((folder / "metrics.json").read_text("utf-8"), parse_constant=pytest.fail)  # of NaN
+    assert (results["precision"], results["per_patient"]["precision"]) == (None, None)
+    assert len(figures["precision_recall.png"].axes[0].get_lines()) == 2, "no point of the threshold"
+    summary = (folder / "summary.md").read_text("utf-8")
+    assert "| precision | undefined | undefined |" in summary
+    assert "ratio of nothing is undefined" in " ".join(summary.split())
+    console = logging.handlers.BufferingHandler(100)
+    common.log.handlers = [console]
+    common.log.setLevel(logging.INFO)
+    common.show_results(folder)
+    assert any(record.getMessage().split() == ["precision", "undefined"] for record in console.buffer)
+    common.compare(folder.parent)
+    assert "<td>undefined</td>" in (folder.parent / "report.html").read_text("utf-8")
+    runs = pd.read_csv(folder.parent / "runs.csv")
+    assert (runs["precision"][0], runs["precision_low"][0], runs["recall"][0]) == ("undefined", 0, 0)
 
 
 def test_each_case_is_shown_with_its_own_film_and_boxes(written):

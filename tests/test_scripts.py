@@ -15,8 +15,8 @@ from data.results.metrics import measure
 
 NAMES = ("resnet50", "vgg16")
 FILES = {"settings.json", "split.csv", "history.csv", "training_curves.png", "metrics.json", "predictions.csv",
-         "confusion_matrix.png", "roc_curve.png", "calibration.png", "gradcam", "grad_cam_example.png",
-         "model.keras", "summary.md", "maps.npy", "fingerprints.npy"}
+         "confusion_matrix.png", "roc_curve.png", "precision_recall.png", "calibration.png", "gradcam",
+         "grad_cam_example.png", "model.keras", "summary.md", "maps.npy", "fingerprints.npy"}
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,8 @@ def read_run(folder, place):
     for name in metrics.NAMES:
         if name in results["ci95"]:
             low, high = results["ci95"][name]
-            row |= {name: results[name], f"{name}_low": low, f"{name}_high": high}
+            value = "undefined" if results[name] is None else results[name]
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
     row["minutes"] = sum(settings["seconds"].values()) / 60
     row["weights"] = settings["weights"]["sha256"]
     row["link"] = quote(os.fsencode(place.relative_to(folder.parent).as_posix()))
@@ -86,6 +87,8 @@ def subtract_aucs(best, films, pairs):
         return "no fold in common"
     values = metrics.compare_aucs(films.malignant_x, films.probability_x, films.probability_y, films.group_x,
                                   films.fold, confidence=1 - 0.05 / pairs)
+    if math.isnan(values[0]):
+        return "undefined: one class only"
     return "{:+.2f} [{:+.2f}, {:+.2f}]<br>on {} films".format(*values, len(films))
 
 
@@ -96,6 +99,8 @@ def fill(template, /, **texts):
 
 def draw_metric(results, name):
     """A metric with its interval as text, and as a point on a line from 0 to 1, as HTML."""
+    if results[name] is None:
+        return "undefined"
     value, low, high = (round(100 * number) for number in (results[name], *results["ci95"][name]))
     return (f'{with_interval(results, name)}<svg viewBox="-3 0 106 8"><path d="M0 4H100M50 1V7"/>'
             f'<path stroke-width="2" d="M{low} 4H{high}"/><circle cx="{value}" cy="4" r="3"/></svg>')
@@ -105,7 +110,7 @@ def show_section(runs, films, names, output_dir):
     """Runs on the same films and folds as HTML: a row for each setting (columns `names`), the best first."""
     names = [name for name in names if not runs[name].str.endswith("not recorded").all()]
     groups = [(group, *pool(group["link"], films)) for _, group in runs.groupby([*names, "weights", "sides"])]
-    groups.sort(key=lambda group: -group[2]["auc"])
+    groups.sort(key=lambda group: -(group[2]["auc"] or 0))  # an undefined AUC comes last
     differs = runs[names].nunique() > 1
     table, details, pairs = [], [], math.comb(len(groups), 2)
     for group, held_out, results in groups:
@@ -115,8 +120,8 @@ def show_section(runs, films, names, output_dir):
         row = {"setting": name_link, "AUC": draw_metric(results, "auc")}
         if pairs:
             row["best minus this"] = subtract_aucs(groups[0][1], held_out, pairs) if table else ""
-        for name in ("accuracy", "precision", "recall", "f1", "specificity"):
-            row[name] = draw_metric(results, name)
+        for name in ("accuracy", "precision", "recall", "f1", "specificity", "average_precision"):
+            row[name.replace("_", " ")] = draw_metric(results, name)
         folds, patients = fill("{folds}", folds=", ".join(held_out["fold"].unique())), held_out["group"].nunique()
         table.append(row | {"folds": folds, "films": len(held_out), "patients": patients})
         details.append(fill("<h3 id='{link}'>{setting}</h3>", link=last["link"], setting=setting))
@@ -125,7 +130,8 @@ def show_section(runs, films, names, output_dir):
             place = output_dir / os.fsdecode(unquote_to_bytes(run["link"]))
             image = '<img src="{link}/{name}.png" alt="{name} of {run}" loading="lazy">'
             details += [fill(image, name=name, **run)
-                        for name in ("confusion_matrix", "roc_curve", "training_curves", "grad_cam_example")
+                        for name in ("confusion_matrix", "roc_curve", "precision_recall", "training_curves",
+                                     "grad_cam_example")
                         if (place / f"{name}.png").exists()]
     title = f"{Path(last['DATA_DIR']).name}: {last['films']}{', test side' * (last['side'] == 'test')}"
     shared = f"All settings: {', '.join(last[names][~differs])}, SPLIT_SEED {last['SPLIT_SEED']}."
@@ -185,6 +191,6 @@ svg { display: block; width: 7rem; fill: #0072b2; stroke: #0072b2; }
 </style>
 <h1>Mammograms: benign or malignant</h1>
 <p><strong>Research software, not for clinical use.</strong> In brackets: 95 % intervals over patients. Folds are
-pooled: counts are added, the AUC is their mean. Claims of the original work, not measured here: ResNet50
-accuracy .85, precision .86, recall .84, F1 .85; VGG16 .83, .84, .82, .83.</p>
+pooled: counts are added, AUC and average precision are their mean. Claims of the original work, not measured here:
+ResNet50 accuracy .85, precision .86, recall .84, F1 .85; VGG16 .83, .84, .82, .83.</p>
 """

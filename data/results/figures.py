@@ -13,7 +13,7 @@ from sklearn.calibration import CalibrationDisplay
 from data import replace
 from data.films import CLASSES
 from data.reading import IMAGE_SIZE, place_boxes
-from data.results.metrics import compute_roc_band, describe_held_out, with_interval
+from data.results.metrics import GRID, describe_held_out, with_interval
 
 OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
 CASES = 4  # Grad-CAM overlays of each outcome
@@ -44,18 +44,18 @@ def draw_confusion_matrix(predictions, results):
     return figure
 
 
-def draw_roc_curve(scores, results, seed):
-    """scores: dict of labels, probabilities, patients and folds (or None), as data.results.metrics takes them."""
-    grid, low, high, mean = compute_roc_band(**scores, seed=seed)
+def draw_roc_curve(scores, results, band):
+    """scores: see data.results.files.list_scores; band: that of data.results.metrics.measure_with_curves."""
+    low, high, mean = band
     figure = Figure((5, 5.4), layout="constrained")
     axes = figure.subplots()
-    axes.fill_between(grid, low, high, alpha=0.2, label="95 % of bootstrap curves, over patients")
+    axes.fill_between(GRID, low, high, alpha=0.2, label="95 % of bootstrap curves, over patients")
     folds, label = scores["folds"], f"AUC {with_interval(results, 'auc')}"
     if folds is None:
         fpr, tpr, _ = sklearn.metrics.roc_curve(scores["labels"], scores["probabilities"])
         axes.plot(fpr, tpr, label=label)
     else:
-        axes.plot(grid, mean, label=f"mean of the folds, {label}")
+        axes.plot(GRID, mean, label=f"mean of the folds, {label}")
         for fold in np.unique(folds):
             labels, probabilities = (scores[name][folds == fold] for name in ("labels", "probabilities"))
             fpr, tpr, _ = sklearn.metrics.roc_curve(labels, probabilities)
@@ -65,6 +65,36 @@ def draw_roc_curve(scores, results, seed):
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
     axes.set_title(describe_held_out(results), fontsize=10)
     axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def draw_precision_recall(scores, results, band):
+    """The arguments are those of draw_roc_curve."""
+    labels, probabilities, folds = (scores[name] for name in ("labels", "probabilities", "folds"))
+    low, high, mean = band
+    figure = Figure((5, 6.2), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(GRID, low, high, alpha=0.2, label="95 % of bootstrap curves, over patients")
+
+    def draw_steps(chosen, **style):
+        precision, recall, _ = sklearn.metrics.precision_recall_curve(labels[chosen], probabilities[chosen])
+        precision[-1] = precision[-2]  # scikit-learn's precision of no film is 1
+        axes.plot(recall, precision, drawstyle="steps-post", **style)
+
+    label = f"average precision {with_interval(results, 'average_precision')}"
+    if folds is None:
+        draw_steps(slice(None), label=label)
+    else:
+        axes.plot(GRID, mean, label=f"mean of the folds, {label}")
+        for number, fold in enumerate(np.unique(folds)):
+            draw_steps(folds == fold, color="0.6", lw=0.8, zorder=1, label=None if number else "each fold")
+    share = labels.mean()
+    axes.axhline(share, color="k", ls="--", label=f"chance (share of malignant films {share:.2f})")
+    if results["precision"] is not None:
+        axes.plot(results["recall"], results["precision"], "ko", label=f"threshold {results['threshold']}")
+    axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_title(describe_held_out(results), fontsize=10)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8)  # below the axes: curves are anywhere
     return figure
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from data import cut_name
 from data.reading import place_boxes
 from data.results import metrics
-from data.results.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_roc_curve,
-                                  select_cases, write_figure)
+from data.results.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_precision_recall,
+                                  draw_roc_curve, select_cases, write_figure)
 from data.results.summary import write_summary
 
 
@@ -22,9 +22,12 @@ def list_scores(predictions, films):
 
 
 def score(predictions, maps, films, settings):
-    """The content of metrics.json: every metric over films and over patients, and the pointing game."""
+    """(results, bands): the content of metrics.json, and the bands of metrics.measure_with_curves.
+
+    results: every metric over films and over patients, and the pointing game.
+    """
     scores, held_out = list_scores(predictions, films), films.loc[predictions.index]
-    results = metrics.measure(**scores, seed=settings.SEED, threshold=settings.THRESHOLD)
+    results, bands = metrics.measure_with_curves(**scores, seed=settings.SEED, threshold=settings.THRESHOLD)
     results |= {"validation_images": len(held_out), "validation_patients": held_out["group"].nunique(),
                 "side": held_out["split"].iloc[0] if scores["folds"] is None else "all folds"}
     patients = metrics.average_films(**scores)
@@ -35,7 +38,7 @@ def score(predictions, maps, films, settings):
         boxes = [place_boxes(film) for film in held_out[boxed].itertuples()]
         found = predictions["label"].eq("malignant") & predictions["predicted"].eq("malignant")
         results["pointing_game"] = metrics.play_pointing_game(boxes, maps[boxed], found.to_numpy()[boxed])
-    return results
+    return results, bands
 
 
 def write_table(table, file, note=""):
@@ -45,7 +48,7 @@ def write_table(table, file, note=""):
 
 
 def write_json(content, file):
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_leaks(films, folder):
@@ -59,7 +62,8 @@ def write_leaks(films, folder):
 def write_side(folder, settings, films, images, predictions, maps, title, note):
     """Write what belongs to one side of a split: predictions, metrics, their figures and the overlays."""
     (folder / "gradcam").mkdir(parents=True)
-    results, scores = score(predictions, maps, films, settings) | {"note": note}, list_scores(predictions, films)
+    results, bands = score(predictions, maps, films, settings)
+    results, scores = results | {"note": note}, list_scores(predictions, films)
     write_table(predictions, folder / "predictions.csv", note)
     write_json(results, folder / "metrics.json")
     np.save(folder / "maps.npy", maps)
@@ -67,7 +71,8 @@ def write_side(folder, settings, films, images, predictions, maps, title, note):
     maps = dict(zip(predictions.index, maps, strict=True))
     for name, figure in (
         ("confusion_matrix", draw_confusion_matrix(predictions, results)),
-        ("roc_curve", draw_roc_curve(scores, results, settings.SEED)),
+        ("roc_curve", draw_roc_curve(scores, results, bands["roc"])),
+        ("precision_recall", draw_precision_recall(scores, results, bands["precision_recall"])),
         ("calibration", draw_calibration(scores, results)),
         ("grad_cam_example", draw_cases(cases, films, images, maps)),
     ):

@@ -1,153 +1,326 @@
 """Metrics of predictions, with intervals over patients: two films of one patient are not independent.
 
-An interval is Wilson's (1927) with Student's t for z and the effective sample size (Kish 1965) for n, from the
-standard deviation over resamples of the patients. tests/coverage.py simulates how often it is right.
+The standard error of a metric is its standard deviation over resamples of the patients. The interval holds all
+values within t standard errors, as Wilson's (1927) interval of a share does. tests/coverage.py simulates how often
+intervals hold the true value. A ratio of nothing is undefined: NaN in arrays, None in results.
 """
 import numpy as np
 import pandas as pd
+import sklearn.metrics
 from scipy import special, stats
 
 from data import log
 
-RESAMPLES, BATCH = 2000, 100  # of the patients; of them in memory at a time
-NAMES = ("accuracy", "precision", "recall", "f1", "specificity", "brier", "auc", "sensitivity_at_90_specificity",
-         "specificity_at_90_sensitivity")
-GRID = np.linspace(0, 1, 101)  # false positive rates of ROC curves
+RESAMPLES = 2000  # of the patients
+BATCH = 250  # resamples in memory at a time
+NAMES = ("accuracy", "precision", "recall", "f1", "specificity", "brier", "auc", "average_precision")
+GRID = np.linspace(0, 1, 101)  # false positive rates of ROC curves, recalls of precision-recall curves
 
 
-def stratify(labels, patients, folds):
-    """(films, strata, smaller): the input to a bootstrap over patients within strata.
+# ---- metrics of resamples ----------------------------------------------------------------------
 
-    films: a table with label, fold and patient, a number; strata: the patients of each; smaller: how many patients
-    the rarer class has in folds that have both. A stratum is a class in a fold, or in all folds if one has a
-    single patient. A patient with films of both classes counts as malignant.
-    """
+
+def tabulate(labels, patients, folds):
+    """A table of the films: label (1 malignant), fold, and patient as a number from 0."""
     films = pd.DataFrame({"label": np.asarray(labels), "fold": 0 if folds is None else np.asarray(folds)})
     films["patient"], _ = pd.Series(list(patients), dtype=object).factorize(use_na_sentinel=False)
-    rows = films.groupby("patient")[["fold", "label"]].max()
-    keys = ["fold", "label"] if rows.value_counts().min() > 1 else ["label"]
-    strata = [part.index for _, part in rows.groupby(keys)]
-    ranked = films.groupby("fold")["label"].transform("nunique") == 2
-    if not ranked.all():
-        log.warning("%d films do not count for the AUC: their fold has one class.", np.sum(~ranked))
-    return films, strata, min(films[ranked].groupby("label")["patient"].nunique(), default=0)
+    return films
 
 
-def read_off(misses, rates):
-    """Sensitivity at 90 % specificity, or the reverse: (R,), of each resample.
+def draw_weights(films, seed):
+    """Yield how often each film counts: once, int (1, N), then in RESAMPLES of the patients, int (BATCH, N).
 
-    misses: films of the class that are called wrong so far, (R, S); rates: the share of the other class that is
-    called right, (R, S). A threshold at the k-th of n films calls k / (n + 1) of new ones wrong on average
-    (Weibull 1939): k / n would promise too much of few films. Between two films it is interpolated.
+    Of n patients n - 1 are drawn with replacement, so that variances are unbiased (Rao and Wu 1988).
     """
-    rows, wanted = np.arange(len(misses)), (misses[:, -1] + 1) / 10
-    after = (misses >= wanted[:, None]).argmax(axis=1)  # the threshold reaches the film beyond
-    before = (misses >= misses[rows, after - 1, None]).argmax(axis=1)  # and the one before
-    (low, high), (start, end) = misses[rows, [before, after]], rates[rows, [before - 1, after - 1]]
-    start = np.where(low > 0, start, end)  # of fewer than 9 films, the first
-    return start + (end - start) * (wanted - low) / np.maximum(high - low, 1e-9)
+    yield np.ones((1, len(films)), int)
 
-
-def score(films, probabilities, weights, threshold):
-    """NAMES and true positive rates on GRID, (R, 110); weights: (R, N), how often each film counts."""
-    labels, folds = films["label"].to_numpy(), films["fold"].to_numpy()
-    cells = np.eye(4, dtype=int)[2 * labels + (probabilities >= threshold)]
-    tn, fp, fn, tp = (weights @ cells).T
-    total = tn + fp + fn + tp
-    parts = np.array([tp + tn, tp, tp, 2 * tp, tn, weights @ (probabilities - labels) ** 2])
-    wholes = np.array([total, tp + fp, tp + fn, 2 * tp + fp + fn, tn + fp, total])
-    order, sums, valid = np.argsort(-probabilities, kind="stable"), 0, 0
-    for fold in np.unique(folds):
-        rows = order[folds[order] == fold]
-        steps = np.flatnonzero(np.diff(probabilities[rows], prepend=np.nan, append=np.nan))  # ties are one
-        counts = weights[:, rows] * np.array([labels[rows] == 0, labels[rows] == 1])[:, None]
-        fps, tps = counts = np.cumulative_sum(counts, axis=2, include_initial=True).take(steps, axis=2)
-        fpr, tpr = counts / np.maximum(counts[:, :, -1:], 1)
-        pairs = fps[:, -1:] * tps[:, -1:]
-        auc = np.trapezoid(tps, fps)[:, None] / np.maximum(pairs, 1)  # exactly 1 if perfect
-        sensitivity = read_off(fps, tpr)
-        specificity = read_off(tps[:, -1:] - tps[:, ::-1], 1 - fpr[:, ::-1])
-        curves = [np.interp(GRID, x, y) for x, y in zip(fpr, tpr, strict=True)]
-        sums += (pairs > 0) * np.column_stack([auc, sensitivity, specificity, curves])
-        valid += pairs > 0
-    return np.hstack([(parts / np.maximum(wholes, 1)).T, sums / np.maximum(valid, 1)])
-
-
-def bootstrap(films, strata, probabilities, seed, threshold=0.5):
-    """score() of the films, (110,), and of resamples of their patients, (RESAMPLES, 110).
-
-    Of n patients of a stratum n - 1 are drawn and count n / (n - 1): an unbiased variance (Rao and Wu 1988).
-    """
-    rng, resamples, probabilities = np.random.default_rng(seed), [], np.asarray(probabilities)
+    rng, patients = np.random.default_rng(seed), films["patient"].to_numpy()
+    count = patients.max() + 1
     for _ in range(RESAMPLES // BATCH):
-        weights = np.empty((BATCH, sum(map(len, strata))))
-        for rows in strata:
-            n, draws = len(rows), max(len(rows) - 1, 1)
-            weights[:, rows] = rng.multinomial(draws, np.full(n, 1 / n), BATCH) * n / draws
-        resamples.append(score(films, probabilities, weights[:, films["patient"]], threshold))
-    return score(films, probabilities, np.ones((1, len(films)), int), threshold)[0], np.concatenate(resamples)
+        yield rng.multinomial(max(count - 1, 1), np.full(count, 1 / count), BATCH)[:, patients]
 
 
-def compute_interval(value, error, patients, strata, confidence=0.95):
-    """[low, high]; exact (Clopper and Pearson 1934) where resamples do not vary."""
-    tail, hits, misses = (1 + confidence) / 2, value * patients, (1 - value) * patients
-    if value in (0, 1) or error < 1e-9 or patients < 2:
-        low = stats.beta.isf(tail, hits, misses + 1) if hits else 0
-        high = stats.beta.ppf(tail, hits + 1, misses) if misses else 1
-    else:
-        t = stats.t.ppf(tail, sum(len(rows) - 1 for rows in strata))
-        size = value * (1 - value) / error**2
-        margin = t * np.sqrt(error**2 + (t / size / 2) ** 2)
-        low, high = (value + t**2 / size / 2 + np.array([-margin, margin])) / (1 + t**2 / size)
-    return np.clip([low, high], 0.0, 1.0).tolist()  # but for rounding
+def rank_films(labels, probabilities, weights):
+    """(tp, fp): how many malignant and benign films have at least a certain probability, both int (R, S + 1).
 
-
-def measure(labels, probabilities, patients, seed=0, threshold=0.5, folds=None):
-    """Metrics with 95 % intervals, for JSON. Ratios of nothing are 0, with the interval [0, 1].
-
-    labels: int (N,), 1 malignant; probabilities: float (N,), malignant from `threshold` up; patients: (N,),
-    hashable; folds: (N,) or None. Counts are pooled; what is ranked is the mean of the folds that have both
-    classes (Forman and Scholz 2010).
+    weights: int (R, N), how often each film counts in each of R resamples. The S different probabilities go
+    down from column 1. In column 0 no film is counted, in the last all of them.
     """
-    films, strata, smaller = stratify(labels, patients, folds)
-    values, resamples = bootstrap(films, strata, probabilities, seed, threshold)
-    labels, called = films["label"], np.asarray(probabilities) >= threshold
-    tn, fp, fn, tp = np.bincount(2 * labels + called, minlength=4).tolist()
-    benign, malignant, positive = (films["patient"][rows].nunique() for rows in (labels == 0, labels == 1, called))
+    order = np.argsort(-probabilities, kind="stable")
+    steps = np.flatnonzero(np.diff(probabilities[order], append=-np.inf))  # the last film of each probability
+
+    counts = []
+    for label in (1, 0):
+        chosen = np.where(labels[order] == label, weights[:, order], 0)
+        counts.append(np.pad(chosen.cumsum(axis=1)[:, steps], ((0, 0), (1, 0))))
+    return counts
+
+
+def compute_auc(tp, fp):
+    return np.trapezoid(tp, fp, axis=1) / (tp[:, -1] * fp[:, -1])
+
+
+def compute_average_precision(tp, fp):
+    """The mean of the precision at each malignant film, without interpolation."""
+    precision = tp / (tp + fp)
+    return np.nansum(precision[:, 1:] * np.diff(tp, axis=1), axis=1) / tp[:, -1]
+
+
+def trace_roc(tp, fp):
+    """Sensitivity at the false positive rates GRID, (R, 101)."""
+    rates = zip(fp / fp[:, -1:], tp / tp[:, -1:], strict=True)
+    return np.array([np.interp(GRID, fpr, tpr) for fpr, tpr in rates])
+
+
+def trace_precision_recall(tp, fp):
+    """Precision where the recall first reaches GRID, (R, 101); at 0, where a malignant film is found first."""
+    curves = []
+    for found, precision in zip(tp, tp / (tp + fp), strict=True):
+        wanted = np.maximum(GRID * found[-1] - 1e-9, 1)  # films; 0.07 * 100 is a little more than 7
+        curves.append(precision.take(found.searchsorted(wanted), mode="clip"))
+    return np.array(curves)
+
+
+CURVES = {"roc": trace_roc, "precision_recall": trace_precision_recall}
+
+
+def average_folds(function, ranks):
+    """function(tp, fp), (R, ...), averaged over the folds in which both classes count (Forman and Scholz 2010)."""
+    parts = []
+    for tp, fp in ranks:
+        part = function(tp, fp)
+        part[(tp[:, -1] == 0) | (fp[:, -1] == 0)] = np.nan
+        parts.append(part)
+    return np.ma.masked_invalid(parts).mean(axis=0).filled(np.nan)
+
+
+def score(films, probabilities, threshold, weights, ranks):
+    """Every metric in each of R resamples, as a table with columns NAMES; ranks: rank_films() of each fold."""
+    malignant, predicted = films["label"].to_numpy() == 1, probabilities >= threshold
+
+    def count(chosen):
+        return weights[:, chosen].sum(axis=1)
+
+    tp, fp = count(malignant & predicted), count(~malignant & predicted)
+    fn, tn = count(malignant & ~predicted), count(~malignant & ~predicted)
+    total = weights.sum(axis=1)
+    return pd.DataFrame({
+        "accuracy": (tp + tn) / total,
+        "precision": tp / (tp + fp),
+        "recall": tp / (tp + fn),
+        "f1": 2 * tp / (2 * tp + fp + fn),
+        "specificity": tn / (tn + fp),
+        "brier": weights @ (probabilities - films["label"]) ** 2 / total,
+        "auc": average_folds(compute_auc, ranks),
+        "average_precision": average_folds(compute_average_precision, ranks),
+    })
+
+
+@np.errstate(invalid="ignore")  # of 0 / 0
+def bootstrap(films, probabilities, threshold, seed, curves=()):
+    """(table, traced): columns NAMES, and a dict of the CURVES (1 + RESAMPLES, 101) that are asked for.
+
+    The first row is that of the films, the others are those of resamples of their patients.
+    """
+    labels, tables, traced = films["label"].to_numpy(), [], {name: [] for name in curves}
+    for weights in draw_weights(films, seed):
+        ranks = [rank_films(labels[fold], probabilities[fold], weights[:, fold])
+                 for fold in films.groupby("fold").indices.values()]
+        tables.append(score(films, probabilities, threshold, weights, ranks))
+        for name in curves:
+            traced[name].append(average_folds(CURVES[name], ranks))
+    return pd.concat(tables, ignore_index=True), {name: np.concatenate(parts) for name, parts in traced.items()}
+
+
+# ---- intervals ---------------------------------------------------------------------------------
+
+
+def count_patients(films, predicted):
+    """How many patients decide each metric, as a dict; where films are ranked, those of the rarer class."""
+    malignant = films["label"] == 1
+    ranked = films.groupby("fold")["label"].transform("nunique") == 2
+
+    def count(chosen):
+        return films["patient"][chosen].nunique()
+
     everyone = films["patient"].nunique()
-    counts = [everyone, min(positive, malignant), malignant, malignant, benign, everyone] + 3 * [smaller]
-    errors = resamples.std(axis=0)
-    if called.all() or not called.any():  # resamples then vary by nothing but how many films a patient has
-        errors[: NAMES.index("brier")] = 0
-    rows = zip(NAMES, values, errors, counts, strict=False)
-    return dict(zip(NAMES, values.tolist(), strict=False)) | {
-        "ci95": {name: compute_interval(*row, strata) for name, *row in rows},
-        "confusion_matrix": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
-        "majority_baseline": max(tn + fp, fn + tp) / len(films),
+    rarer = min(count(ranked & malignant), count(ranked & ~malignant))
+    return {"accuracy": everyone, "precision": count(predicted), "recall": count(malignant),
+            "f1": count(malignant), "specificity": count(~malignant), "brier": everyone,
+            "auc": rarer, "average_precision": rarer}
+
+
+def compute_excess(films, probabilities):
+    """How much too high the average precision of few films is: a share of what it lacks to 1, mean of the folds.
+
+    Each malignant film counts itself among those from its probability up. Where nothing is ranked, this is exact
+    (Bestgen 2015). With many films it vanishes.
+    """
+    shares = []
+    for fold in films.groupby("fold").indices.values():
+        if films["label"].iloc[fold].nunique() == 2:
+            ranks = stats.rankdata(-probabilities[fold], "max")
+            shares.append((np.sum(1 / ranks) - 1) / (len(fold) - 1))
+    return np.mean(shares) if shares else 0
+
+
+def remove_excess(table, films, probabilities):
+    """The table of bootstrap() with the average precision that many films would have."""
+    excess = compute_excess(films, probabilities)
+    unbiased = (table["average_precision"] - excess) / (1 - excess)
+    return table.assign(average_precision=unbiased.clip(lower=0))
+
+
+def compute_variance(values):
+    """The variance over those resamples in which a metric is defined; values: (1 + RESAMPLES,), see bootstrap."""
+    resamples = values[1:]
+    defined = resamples[~np.isnan(resamples)]
+    return np.var(defined) if len(defined) else 0.0
+
+
+def compute_margin(parts, confidence=0.95):
+    """t standard errors of independent parts, each (variance, degrees of freedom) (Satterthwaite 1946)."""
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return 0
+    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in parts)
+    return np.sqrt(total) * stats.t.ppf((1 + confidence) / 2, freedom)
+
+
+def compute_unseen(patients, confidence=0.95):
+    """The largest share of all patients that a sample of them may have missed (Clopper and Pearson 1934)."""
+    return 1 - ((1 - confidence) / 2) ** (1 / patients)
+
+
+def compute_interval(value, margin, patients):
+    """[low, high] of a metric from its value, t standard errors, and how many patients decide it."""
+    if np.isnan(value) or patients == 0:
+        return [0.0, 1.0]
+
+    low = high = value
+    if 0 < value < 1:
+        variance = value * (1 - value)
+        if margin < 1e-9:  # nothing varies: as if each patient were either right or wrong
+            margin = compute_margin([(variance / patients, max(patients - 1, 1))])
+        ratio = margin**2 / variance  # t^2 / effective sample size
+        centre = (value + ratio / 2) / (1 + ratio)
+        width = np.sqrt(margin**2 + ratio**2 / 4) / (1 + ratio)
+        low, high = centre - width, centre + width
+
+    unseen = compute_unseen(patients)
+    return [float(min(low, 1 - unseen)), float(max(high, unseen))]
+
+
+def estimate_intervals(tables, patients):
+    """{name: [low, high]} of the mean over K trainings, from the table of each; patients: see count_patients."""
+    mean = sum(tables) / len(tables)
+    each = pd.DataFrame([table.iloc[0] for table in tables])
+
+    intervals = {}
+    for name in NAMES:
+        parts = [(compute_variance(mean[name].to_numpy()), max(patients[name] - 1, 1))]
+        if len(tables) > 1:
+            parts.append((each[name].var() / len(tables), len(tables) - 1))
+        intervals[name] = compute_interval(mean[name][0], compute_margin(parts), patients[name])
+    return intervals
+
+
+# ---- what is measured --------------------------------------------------------------------------
+
+
+def to_json(values):
+    """A Series as a dict, in which what is undefined is None."""
+    return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
+
+
+def measure_with_curves(labels, probabilities, patients, seed=0, threshold=0.5, folds=None, curves=CURVES):
+    """(results, bands): those of measure(), and from the same resamples the ROC and the precision-recall curve.
+
+    bands: {name: float (3, 101)}: the limits of the middle 95 % of the resampled curves, and the curve, on GRID.
+    """
+    films, probabilities = tabulate(labels, patients, folds), np.asarray(probabilities, float)
+    one_class = films.groupby("fold")["label"].transform("nunique") == 1
+    if one_class.any():
+        log.warning("%d films do not count for AUC and average precision: their fold has one class.",
+                    one_class.sum())
+
+    predicted = probabilities >= threshold
+    deciding = count_patients(films, predicted)
+    table, traced = bootstrap(films, probabilities, threshold, seed, curves)
+    unbiased = remove_excess(table, films, probabilities)
+    counts = sklearn.metrics.confusion_matrix(films["label"], predicted, labels=[0, 1]).ravel().tolist()
+    results = to_json(table.iloc[0]) | {
+        "ci95": estimate_intervals([unbiased], deciding),
+        "confusion_matrix": dict(zip(("tn", "fp", "fn", "tp"), counts, strict=True)),
+        "majority_baseline": float(films["label"].value_counts(normalize=True).max()),
         "positive_class": "malignant",
         "threshold": float(threshold),
     }
 
+    bands = {}
+    for name, curves in traced.items():
+        limits = pd.DataFrame(curves[1:]).quantile([0.025, 0.975])  # of those with both classes
+        if deciding["auc"] < 2:  # a single patient says nothing about others
+            limits = [np.zeros_like(GRID), np.ones_like(GRID)]
+        bands[name] = np.vstack([limits, curves[0]])
+    return results, bands
 
-def compute_roc_band(labels, probabilities, patients, seed=0, folds=None):
-    """Float (4, 101): false positive rates, 95 % limits of the true positive rates, the curve itself."""
-    films, strata, smaller = stratify(labels, patients, folds)
-    curve, curves = (table[..., len(NAMES) :] for table in bootstrap(films, strata, probabilities, seed))
-    low, high = np.quantile(curves, (0.025, 0.975), axis=0) if smaller > 1 else (0 * GRID, 0 * GRID + 1)
-    return np.stack([GRID, low, high, curve])
+
+def measure(labels, probabilities, patients, seed=0, threshold=0.5, folds=None):
+    """Metrics with 95 % intervals, for JSON. A ratio of nothing is undefined: None, with the interval [0, 1].
+
+    labels: int (N,), 1 malignant; probabilities: float (N,), malignant from `threshold` up; patients: (N,),
+    hashable; folds: (N,) or None. AUC and average precision are the mean of the folds that have both classes.
+    """
+    return measure_with_curves(labels, probabilities, patients, seed, threshold, folds, curves=())[0]
+
+
+def measure_trainings(labels, trainings, patients, seed=0, threshold=0.5, folds=None):
+    """The mean of several trainings of a setting, with intervals that cover patients and trainings, for JSON.
+
+    trainings: float (K, N), the probabilities of each; for the rest see measure(). The dict has the metrics,
+    "ci95", "sd", the standard deviation between trainings, and "trainings", K. Of one training sd is None, and the
+    intervals cover patients only.
+    """
+    films, trainings = tabulate(labels, patients, folds), np.asarray(trainings, float)
+    tables = [bootstrap(films, training, threshold, seed)[0] for training in trainings]
+    unbiased = [remove_excess(table, films, training) for table, training in zip(tables, trainings, strict=True)]
+    patients = pd.DataFrame([count_patients(films, training >= threshold) for training in trainings]).min()
+    each = pd.DataFrame([table.iloc[0] for table in tables])
+    return to_json(each.mean(skipna=False)) | {
+        "ci95": estimate_intervals(unbiased, patients),
+        "sd": to_json(each.std(skipna=False)),
+        "trainings": len(trainings),
+    }
 
 
 def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, seed=0):
-    """AUC of the first minus that of the second model: (difference, low, high) (Zou and Donner 2008)."""
-    films, strata, smaller = stratify(labels, patients, folds)  # one seed: the same resamples
-    tables = [np.vstack(bootstrap(films, strata, model, seed)) for model in (first, second)]
-    aucs, *resamples = np.transpose(tables)[NAMES.index("auc")]
-    errors = np.std(resamples, axis=0)
-    correlation = np.cov(resamples, rowvar=False, ddof=0)[0, 1] / errors.prod() if errors.all() else 0
-    limits = [compute_interval(*row, smaller, strata, confidence) for row in zip(aucs, errors, strict=True)]
-    (down, drop), (up, rise) = np.abs(np.transpose(limits) - aucs)
-    low, high = (np.sqrt(max(x**2 - 2 * correlation * x * y + y**2, 0)) for x, y in ((down, rise), (up, drop)))
-    return tuple(float(aucs[0] - aucs[1] + shift) for shift in (0, -low, high))
+    """AUC of the first minus that of the second setting: (difference, low, high), over the same resamples.
+
+    first, second: float (N,), or (K, N) of K trainings, whose mean counts. Both settings are taken to vary alike
+    between trainings. With one training of each, the interval covers patients only.
+    """
+    films = tabulate(labels, patients, folds)
+    first_aucs, second_aucs = (  # (K, 1 + RESAMPLES)
+        np.array([bootstrap(films, training, 0.5, seed)[0]["auc"] for training in np.atleast_2d(setting)])
+        for setting in (first, second))
+    differences = first_aucs.mean(axis=0) - second_aucs.mean(axis=0)
+    difference = float(differences[0])
+    if np.isnan(difference):
+        return difference, -1.0, 1.0
+
+    patients = count_patients(films, films["label"] == 1)["auc"]
+    parts = [(compute_variance(differences), max(patients - 1, 1))]
+    freedom = len(first_aucs) + len(second_aucs) - 2
+    if freedom > 0:
+        pooled = sum(np.var(aucs[:, 0]) * len(aucs) for aucs in (first_aucs, second_aucs)) / freedom
+        parts.append((pooled / len(first_aucs) + pooled / len(second_aucs), freedom))
+    margin = compute_margin(parts, confidence)
+
+    both_perfect = first_aucs[:, 0].min() == second_aucs[:, 0].min() == 1
+    if both_perfect and not np.array_equal(first, second):  # on other patients they may differ
+        margin = compute_unseen(patients, confidence)
+    return difference, float(max(difference - margin, -1)), float(min(difference + margin, 1))
 
 
 def average_films(labels, probabilities, patients, folds):
@@ -190,5 +363,7 @@ def describe_held_out(results):
 
 
 def with_interval(results, name):
-    """A metric with its interval as text: 0.71 [0.64, 0.78]."""
+    """A metric with its interval as text: 0.71 [0.64, 0.78], or undefined."""
+    if results[name] is None:
+        return "undefined"
     return "{:.2f} [{:.2f}, {:.2f}]".format(results[name], *results["ci95"][name])

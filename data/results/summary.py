@@ -15,11 +15,10 @@ TEXT = """\
 
 {tables}
 
-In brackets 95 % intervals over patients. What is called malignant has a probability of {THRESHOLD} or
+In brackets 95 % intervals over patients. What is predicted malignant has a probability of {THRESHOLD} or
 more; that of a patient is the mean logit of the films, and a patient is malignant when one of the films
-is. The thresholds of the last two rows were read off these films, so that a tenth of new ones, and fewer
-of these, would be called wrong (more of new ones where a class has fewer than 9 films{per_fold}); the ROC
-curve, which shows these, promises more.{alike}
+is. By chance, average precision is the share of malignant films. On few films{per_fold} it is too high;
+its interval corrects for that.{alike}{undefined}
 
 ## Methods
 
@@ -36,15 +35,16 @@ brightness shifted by up to {BRIGHTNESS:.0%} of the grey scale, and its contrast
 moving average over about the last epoch; nothing was chosen on the held-out films, which were scored
 in float32.
 
-Intervals are Wilson's with Student's t and the effective sample size from a bootstrap over patients
-within class{strata}. Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.
+Intervals are Wilson's with Student's t and the effective sample size from a bootstrap over patients.
+Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.
 
 ## Limits
 
-Research software, not for clinical use.{note} The intervals hold for films like these and this share of
-malignant patients; they do not cover that another training of the same setting may differ. A setting
-that was picked as the best of several on the same films looks better than it is.
+Research software, not for clinical use.{note} The intervals hold for films like these; they do not cover
+that another training of the same setting may differ. A setting that was picked as the best of several
+on the same films looks better than it is.
 """
+UNDEFINED = " A ratio of nothing is undefined, as the precision where nothing is predicted malignant."
 
 
 def describe_data(settings, split):
@@ -69,8 +69,8 @@ def describe_data(settings, split):
     if "folds" in settings:
         parts.append(f"Five models were trained, each without another fifth of {patients}, stratified by class.")
         parts.append("The mean of their logits counts." if "TRAINED_ON" in constants else
-                     f"Each of {patients} was scored by the model that held it out; counts are added, the AUC and"
-                     " the last two rows are means of the folds.")
+                     f"Each of {patients} was scored by the model that held it out; counts are added, AUC and average"
+                     " precision are means of the folds.")
         if len(tested):
             parts.append("The test set was scored by the mean of their logits.")
     elif "TRAINED_ON" not in constants:
@@ -111,15 +111,16 @@ def write_summary(folder):
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
     constants, note, sides = settings["constants"], settings["note"], read_metrics(folder)
+    tables = "\n\n".join(map(make_table, sides))
     text = TEXT.format(
         **constants, **settings["model"], **settings["versions"], title=settings["title"],
-        tables="\n\n".join(map(make_table, sides)), data=describe_data(settings, split),
+        tables=tables, data=describe_data(settings, split),
         duplicates=settings["collection"]["duplicates"], crop=CROPS[constants["CROP"]],
         weights=settings["weights"]["origin"], precision=" and ".join(settings["model"]["floats"]),
         frozen=", but for any batch normalization" if settings["weights"]["pretrained"] else "",
         alike=" All films were called the same class." * any(map(calls_one_class, sides)),
+        undefined=UNDEFINED * ("undefined" in tables),
         per_fold=" in a fold" if "fold" in split else "",
-        strata=" (and fold, where each has two patients of a class)" if "fold" in split else "",
         note=f" {note.capitalize()}." if note else "")
     paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
                   for block in text.split("\n\n")]
@@ -130,10 +131,9 @@ def show_results(folder):
     """Log the metrics of a complete run, and what they were measured on."""
     for results in read_metrics(folder):
         for name in results["ci95"]:
-            log.info("%-29s %s", name.replace("_", " "), with_interval(results, name))
-        log.info("on %s, with 95 %% intervals over patients; thresholds of the last two are read off these films;"
-                 " the majority class alone has accuracy %.2f", describe_held_out(results),
-                 results["majority_baseline"])
+            log.info("%-17s %s", name.replace("_", " "), with_interval(results, name))
+        log.info("on %s, with 95 %% intervals over patients; the majority class alone has accuracy %.2f",
+                 describe_held_out(results), results["majority_baseline"])
         if "per_patient" in results:
             log.info("per patient (mean logit of the films): AUC %s, sensitivity %s, specificity %s",
                      *(with_interval(results["per_patient"], name) for name in ("auc", "recall", "specificity")))

@@ -283,7 +283,7 @@ SPOILT = [
         ("note", "\ud800"), ("seconds", {"training": "many"}), ("seconds", [120]))],
     ("metrics.json", "{}"), ("metrics.json", {"side": "<b>"}), ("metrics.json", {"ci95": []}),
     *[("metrics.json", {"ci95": {"auc": value}}) for value in (1, [0, 1, 1], [0, "1"], None)],
-    *[("metrics.json", {"auc": value}) for value in (None, "0.7", [0.7], True, float("nan"), float("inf"))],
+    *[("metrics.json", {"auc": value}) for value in ("0.7", [0.7], True, float("nan"), float("inf"))],
     ("predictions.csv", ""), ("predictions.csv", "\x89PNG\n"), ("predictions.csv", HEADER),
     ("predictions.csv", FILMS), ("predictions.csv", "path,label\n0000,benign\n0002,malignant\n"),
     *[("predictions.csv", FILMS + row) for row in (

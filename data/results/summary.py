@@ -69,8 +69,8 @@ def describe_data(settings, split):
     if "folds" in settings:
         parts.append(f"Five models were trained, each without another fifth of {patients}, stratified by class.")
         parts.append("The mean of their logits counts." if "TRAINED_ON" in constants else
-                     f"Each of {patients} was scored by the model that held it out; counts are added, AUC and average"
-                     " precision are means of the folds.")
+                     f"Each of {patients} was scored by the model that held it out; counts are added, AUC and"
+                     " average precision are means of the folds.")
         if len(tested):
             parts.append("The test set was scored by the mean of their logits.")
     elif "TRAINED_ON" not in constants:

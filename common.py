@@ -37,6 +37,7 @@ try:
     from data.duplicates import group_duplicates  # noqa: F401
     from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
     from data.reading import IMAGE_SIZE, read_films
+    from data.results.baseline import read_trainings, warn_of_giveaways  # noqa: F401
     from data.results.comparison import compare
     from data.results.figures import draw_training_curves, overlay_map, write_figure, write_overlay
     from data.results.files import write_leaks, write_results, write_table
@@ -77,7 +78,8 @@ RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
-    for name in ("common.py", "data/splits.py", "data/results/metrics.py", "data/results/files.py")]
+    for name in ("common.py", "data/splits.py", "data/results/metrics.py", "data/results/baseline.py",
+                 "data/results/files.py")]
 
 
 # ---- start -------------------------------------------------------------------------------------
@@ -410,7 +412,7 @@ def name_run(settings, films, model, weights):
     names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", *MODULE_CONSTANTS)
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
                 weights["sha256"], CODE, [getattr(settings, name) for name in names],
-                [module.__version__ for module in (tf, keras, np, scipy)]]
+                [module.__version__ for module in (tf, keras, np, scipy, sklearn)]]
     percent = 100 * settings.UNFROZEN_FRACTION
     return settings.OUTPUT_DIR / f"{model.name}-unfrozen{percent:g}-{hash_to_digits(decisive)}"
 
@@ -650,6 +652,7 @@ def describe_run(settings, films, console):
         "versions": {"python": platform.python_version()} | {
             module.__name__: module.__version__ for module in modules},
         "device": describe_device(),
+        "limits": [record.getMessage() for record in console.buffer if hasattr(record, "limit")],
         "console": [f"{record.created - started:7.1f} s  {record.getMessage()}" for record in console.buffer],
     }
 
@@ -754,7 +757,7 @@ def validate(run, data_dir):
     """
     console = open_console()
     source, models, recorded = load_run(run)
-    files = source / "split.csv", source / "fingerprints.npy"
+    files = [source / name for name in ("split.csv", "fingerprints.npy", "properties.csv")]
     if not {*Settings._fields} <= {*recorded["constants"]} or not all(map(Path.is_file, files)):
         raise UserError(f"{source} is no run, or was made by an older version: run its script again.")
     data_dir, trained_on = absolute(data_dir), recorded["constants"]["DATA_DIR"]
@@ -773,10 +776,12 @@ def validate(run, data_dir):
     notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]
     note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
     folder = source.with_name(f"{source.name}-on-{data_dir.name}-{hash_to_digits(films['film_sha256'].tolist())}")
-    recorded |= describe_run(settings, films, console) | {"note": note, "title": title, "seconds": {}}
+    limits = {"limits": recorded["limits"]}  # those of the training
+    recorded |= describe_run(settings, films, console) | limits | {"note": note, "title": title, "seconds": {}}
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
+    trainings = read_trainings(source / "properties.csv")
     with make_folder(folder) as new:
-        write_results(new, settings, films, images, results, recorded)
+        write_results(new, settings, films, images, results, recorded, trainings=trainings)
     show_results(folder)
     compare(settings.OUTPUT_DIR)
     return folder

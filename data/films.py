@@ -176,7 +176,7 @@ def find_films(folder):
         raise UserError(f"{folder} has no {' and no '.join(missing)} image (ignored: {ignored}). {LAYOUTS}")
     if ignored:
         log.warning("ignored, as no image in a folder benign... or malignant...: %s", ignored)
-    films = name_patients(films.sort_values("path", ignore_index=True), folder)
+    films = name_patients(films.sort_values("path", ignore_index=True), folder).assign(side="", view="")
     sources = films["patient_from"].value_counts().to_dict()
     log.info("%d films of %d patients, known from %s", len(films), films["patient_id"].nunique(), sources)
     if "unknown" in sources:

@@ -157,6 +157,7 @@ def read_native(path, crop, lesion_box):
         raise UserError("all its pixels are equal, or all that CROP keeps")
     shapes = grey.shape, (1, 1)  # in which circles are round: the film, and its squashed image
     fingerprints = np.stack([duplicates.fingerprint(whole, shape) for shape in shapes])
+    box |= {"film_width": width, "film_height": height, "bytes": path.stat().st_size}
     return image, fingerprints, row | box | {"film_sha256": hashlib.sha256(whole).hexdigest()}
 
 

@@ -64,6 +64,7 @@ try:
     from data.duplicates import group_duplicates  # noqa: F401
     from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
     from data.reading import IMAGE_SIZE, read_films
+    from data.results.baseline import add_baseline, list_properties, read_trainings, warn_of_giveaways  # noqa: F401
     from data.results.comparison import compare
     from data.results.figures import draw_training_curves, overlay_map, write_figure, write_overlay
     from data.results.files import write_leaks, write_results, write_side, write_table
@@ -98,7 +99,8 @@ FEED = {"workers": 2, "max_queue_size": 4}  # with one, tf.data tunes itself, an
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
-    for name in ("common.py", "data/splits.py", "data/results/metrics.py", "data/results/files.py")]
+    for name in ("common.py", "data/splits.py", "data/results/metrics.py", "data/results/baseline.py",
+                 "data/results/files.py")]
 IMPORTED = {file: file.read_bytes() for file in
             (HERE / "common.py", *HERE.glob("data/*.py"), *HERE.glob("data/results/*.py"))}
 
@@ -143,6 +145,7 @@ TO_PREDICT = {  # what is used of the settings.json of a run, see data.runs.chec
 }
 TO_REPORT = TO_PREDICT | {  # in another result, of another collection or of all folds
     "title": is_text,
+    "limits": lambda v: isinstance(v, list) and all(map(is_text, v)),
     "constants": {name: is_valid for name, (is_valid, _) in CONSTANTS.items()} | {"DATA_DIR": is_text},
     "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text), "layers": is_number,
               "unfrozen_layers": is_number, "trained_parameters": is_number},
@@ -572,7 +575,7 @@ def name_run(settings, films, model, weights):
     names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", "BRIGHTNESS", "CONTRAST", "THRESHOLD")
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
                 weights["sha256"], CODE, [getattr(settings, name) for name in names],
-                [module.__version__ for module in (tf, keras, np, scipy)]]
+                [module.__version__ for module in (tf, keras, np, scipy, sklearn)]]
     percent = 100 * settings.UNFROZEN_FRACTION
     return settings.OUTPUT_DIR / f"{model.name}-unfrozen{percent:g}-{hash_to_digits(decisive)}"
 
@@ -852,6 +855,7 @@ def describe_run(settings, films, console):
         "versions": {"python": platform.python_version()} | {
             module.__name__: module.__version__ for module in modules},
         "device": describe_device(),
+        "limits": [record.getMessage() for record in console.buffer if hasattr(record, "limit")],
         "console": [f"{record.created - started:7.1f} s  {record.getMessage()}" for record in console.buffer],
     }
 
@@ -903,8 +907,10 @@ def score_test(folder, films, images, settings):
     if not (folder / "test").is_dir():
         _, models, recorded = load_run(folder)
         predictions, maps = evaluate(models, images, films, settings, "test")["test"]
+        trainings, title = read_trainings(folder / "properties.csv"), recorded["title"]
+        predictions, ranked = add_baseline(predictions, list_properties(films, images, settings.CROP), trainings)
         with make_folder(folder / "test") as new:
-            write_side(new, settings, films, images, predictions, maps, recorded["title"], recorded["note"])
+            write_side(new, settings, films, images, predictions, maps, ranked, title, recorded["note"])
     write_summary(folder)
 
 
@@ -1018,7 +1024,7 @@ def validate(run, data_dir):
     """
     console = open_console()
     source, models, recorded = load_run(run, TO_REPORT)
-    for file in (source / "split.csv", source / "fingerprints.npy"):
+    for file in (source / "split.csv", source / "fingerprints.npy", source / "properties.csv"):
         if not os.path.isfile(file):
             raise UserError(f"{file} is missing, which tells what was trained on: {REMEDY}.")
     data_dir, trained_on = absolute(data_dir), recorded["constants"]["DATA_DIR"]
@@ -1040,11 +1046,13 @@ def validate(run, data_dir):
     note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
     name = cut_name(f"{source.name}-on-{data_dir.name}", 200)
     folder = source.with_name(f"{name}-{hash_to_digits(films['film_sha256'].tolist())}")
-    recorded |= describe_run(settings, films, console) | {"note": note, "title": title, "seconds": {}}
+    limits = {"limits": recorded["limits"]}  # those of the training
+    recorded |= describe_run(settings, films, console) | limits | {"note": note, "title": title, "seconds": {}}
     recorded["model"] = {name: recorded["model"][name] for name in TO_REPORT["model"]}
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
+    trainings = read_trainings(source / "properties.csv")
     with make_folder(folder, again=True) as new:
-        write_results(new, settings, films, images, results, recorded)
+        write_results(new, settings, films, images, results, recorded, trainings=trainings)
     show_results(folder)
     compare(settings.OUTPUT_DIR)
     return folder

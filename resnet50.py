@@ -53,6 +53,7 @@ def main(**constants):
     common.check_folds(films)
     films, images, fingerprints = common.read_films(films, settings.DATA_DIR, settings.CROP, settings.OUTPUT_DIR)
     films, folders = common.group_duplicates(films, fingerprints), []
+    common.warn_of_giveaways(films, images, settings.CROP, settings.SPLIT_SEED)
     for fold in common.list_folds(films, settings, console):
         split = common.split_patients(films, fold, settings.SPLIT_SEED)
         common.write_leaks(split, settings.OUTPUT_DIR)

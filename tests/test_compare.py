@@ -23,7 +23,7 @@ CONSTANTS = {
     "MIXED_PRECISION": "auto", "BRIGHTNESS": 0.1, "CONTRAST": 0.2, "SATURATION": 0.2, "HEAD_UNITS": 256,
     "DROPOUT": 0.3, "THRESHOLD": 0.5,
 }
-PICTURES = ("confusion_matrix.png", "roc_curve.png", "precision_recall.png", "training_curves.png",
+PICTURES = ("films.png", "confusion_matrix.png", "roc_curve.png", "precision_recall.png", "training_curves.png",
             "grad_cam_example.png")
 
 
@@ -51,9 +51,11 @@ def write_run(tmp_path):
         scores = np.clip(0.5 + 0.3 * skill * (labels - 0.5) + 0.2 * noise, 0, 1)
         (folder := tmp_path / name).mkdir()
         split.to_csv(folder / "split.csv", index=False)
-        films[["path", "patient_id", "label"]].assign(probability=scores).to_csv(
+        baseline = 0.2 * labels + np.random.default_rng(constants["FOLD"]).random(len(films))
+        films[["path", "patient_id", "label"]].assign(probability=scores, baseline=baseline).to_csv(
             folder / "predictions.csv", index=False)
         results = metrics.measure(labels, scores, films["group"], constants["SEED"], constants["THRESHOLD"])
+        results["baseline"] = {"auc": 0.6, "ci95": {"auc": [0.5, 0.7]}}
         (folder / "metrics.json").write_text(json.dumps(results | {"note": note, "side": "validation"}))
         (folder / "settings.json").write_text(json.dumps({
             "note": note, "constants": constants, "model": {"backbone": backbone, "floats": floats},
@@ -180,6 +182,39 @@ def test_folds_are_pooled_at_the_threshold_of_the_setting(write_run, compare):
     assert [row[name] for name in ("folds", "films", "patients")] == ["0, 1, 2", "120", "60"]
 
 
+def test_what_the_files_alone_give_away_stands_beside_each_setting(write_run, compare):
+    """But not beside a run of a version that did not measure it."""
+    folders = [write_run(f"a{fold}", FOLD=fold) for fold in range(2)]
+    older = write_run("b", DROPOUT=0.5)
+    page, table = compare()
+    (cell,) = (row["file properties alone"] for row in page.tables[0] if row["folds"] == "0, 1")
+    labels, scores, patients, folds = read_predictions(*folders)
+    alone = pd.concat([pd.read_csv(folder / "predictions.csv")["baseline"] for folder in folders])
+    results = metrics.measure(labels, alone, patients, folds=folds)
+    difference = metrics.compare_aucs(labels, scores, alone, patients, folds)
+    assert cell == f"{comparison.with_interval(results, 'auc')} network minus this " + \
+        "{:+.2f} [{:.2f}, {:.2f}]".format(*difference)
+    names = ["baseline_auc", "baseline_auc_low", "baseline_auc_high"]
+    assert table.loc["b", names].tolist() == ["0.6", "0.5", "0.7"]
+    predictions = pd.read_csv(older / "predictions.csv", dtype=str).drop(columns="baseline")
+    predictions.to_csv(older / "predictions.csv", index=False)
+    results = json.loads((older / "metrics.json").read_text())
+    results.pop("baseline")
+    (older / "metrics.json").write_text(json.dumps(results))
+    cells = {row["setting"]: row["file properties alone"] for row in compare()[0].tables[0]}
+    assert cells == {"DROPOUT 0.3": cell, "DROPOUT 0.5": "not recorded"}
+
+
+def test_the_first_picture_of_a_section_is_a_contact_sheet_of_each_crop(write_run, compare):
+    for name in ("a", "b"):
+        write_run(name, FOLD=int(name == "b"))
+    write_run("c", CROP="lesion")
+    write_run("d", collection="other")
+    sources = [attributes["src"] for tag, attributes in compare()[0].tags if tag == "img"]
+    assert [source for source in sources if "films" in source] == ["b/films.png", "c/films.png", "d/films.png"]
+    assert sources[:2] == ["b/films.png", "c/films.png"]
+
+
 def test_of_repeats_of_a_fold_the_newest_counts(write_run, compare):
     write_run("z-older", skill=0.0)
     newer, fold = write_run("a-newer", skill=2.0), write_run("b", FOLD=1, skill=2.0)
@@ -198,7 +233,7 @@ def test_a_given_split_is_never_pooled_and_a_single_setting_compared_with_nothin
     results = json.loads((newest / "metrics.json").read_text())
     assert row["AUC"] == comparison.with_interval(results, "auc")
     assert (row["setting"], row["folds"], row["films"]) == ("densenet121", "given split", "40")
-    assert not re.search("minus|optimistic|Bonferroni", page.text)
+    assert not re.search("best minus|optimistic|Bonferroni", page.text)
 
 
 def test_models_that_were_validated_elsewhere_are_never_pooled(write_run, compare):
@@ -339,7 +374,7 @@ def test_what_was_typed_is_shown_and_every_link_leads_to_something(write_run, co
     assert nasty in map(strip_tags, page.find("mark"))
     ids = {attributes.get("id") for _, attributes in page.tags}
     targets = [attributes["href" if tag == "a" else "src"] for tag, attributes in page.tags if tag in ("a", "img")]
-    assert len(targets) == 2 * (1 + 1 + len(PICTURES))
+    assert len(targets) == 2 * (1 + 1 + len(PICTURES) + 1), "a contact sheet is a link, too"
     assert all(target[1:] in ids or (tmp_path / unquote(target)).exists() for target in targets)
     assert all(len(attributes["alt"]) > 10 for tag, attributes in page.tags if tag == "img")
     assert "not for clinical use" in page.text

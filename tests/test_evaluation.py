@@ -140,6 +140,18 @@ def test_scores_are_those_of_scikit_learn(tmp_path):
     assert set(measured["ci95"]) >= {"accuracy", "precision", "recall", "f1", "specificity", "auc"}
 
 
+def test_a_patient_is_scored_by_breast_and_patients_with_both_are_counted(tmp_path):
+    """One sick breast of four films is not diluted by the other one; film 7 is of an unknown side."""
+    settings = prepare(tmp_path)
+    films = make_films([0, 0, 1, 1, 0, 0, 0, 0], 8, group=list("aaaabbcc"),
+                       side=["left", "left", "right", "right", "left", "left", "right", ""])
+    predictions = films[["path", "patient_id", "label"]].assign(
+        probability=[0.1, 0.1, 0.8, 0.8, 0.3, 0.2, 0.1, 0.4], predicted="benign")
+    results = score(predictions, np.zeros((8, 2, 2)), films, settings)["per_patient"]
+    assert results["confusion_matrix"] == {"tn": 2, "fp": 0, "fn": 0, "tp": 1}, "0.4 is the mean of all four films"
+    assert results["both_breasts"] == 1
+
+
 def test_the_most_confident_cases_of_every_outcome_are_shown():
     rng, threshold = np.random.default_rng(0), 0.3
     table = pd.DataFrame({"label": rng.choice(common.CLASSES, 60), "probability": rng.random(60)})

@@ -407,15 +407,18 @@ def test_comparison_with_a_higher_confidence_is_wider_as_students_t():
 # ---- patients ----------------------------------------------------------------------------------
 
 
-def test_a_patient_is_the_mean_logit_of_the_films_and_malignant_with_one_malignant_film():
-    labels, patients = np.array([0, 1, 0, 0, 1]), np.array(["a", "a", "b", "c", "c"])
-    probabilities, folds = np.array([0.5, 0.9, 0.2, 0.1, 0.9]), np.array(["0", "0", "1", "0", "0"])
-    averaged = metrics.average_films(labels, probabilities, patients, folds)
+def test_a_breast_is_the_mean_logit_of_its_views_and_a_patient_the_larger_breast():
+    """A patient is malignant with one malignant film; c has views of unknown side, which count as one breast."""
+    labels, patients, folds = np.array([0, 1, 0, 0, 1, 0, 0]), np.array(list("aabccac")), np.array(list("0010000"))
+    probabilities = np.array([0.5, 0.9, 0.2, 0.1, 0.9, 0.1, 0.4])
+    sides = ["left", "left", "right", "", "", "right", "left"]
+    averaged = metrics.average_films(labels, probabilities, patients, folds, sides)
     assert averaged["patients"].tolist() == ["a", "b", "c"]
     assert averaged["labels"].tolist() == [1, 0, 1]
     assert averaged["folds"].tolist() == ["0", "1", "0"]
-    assert np.allclose(averaged["probabilities"], [0.75, 0.2, 0.5]), "the odds of a are 1 and 9, their mean 3"
-    alone = metrics.average_films(labels, probabilities, range(5), None)
+    assert np.allclose(averaged["probabilities"], [0.75, 0.2, 0.5]), "a's left has odds of 1 and 9, in the mean 3"
+    alone = metrics.average_films(labels, probabilities, range(7), None, sides)
     assert alone["folds"] is None
     assert np.allclose(alone["probabilities"], probabilities)
-    assert np.isfinite(metrics.average_films([0, 1], [0.0, 1.0], [0, 0], None)["probabilities"]).all()
+    extreme = metrics.average_films([0, 1], [0.0, 1.0], [0, 0], None, ["", ""])
+    assert np.isfinite(extreme["probabilities"]).all()

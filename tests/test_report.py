@@ -1,6 +1,7 @@
 """What a run writes: its figures show the numbers of its tables, and nothing tells who a patient is."""
 import contextlib
 import io
+import itertools
 import json
 import logging.handlers
 import re
@@ -15,7 +16,9 @@ import sklearn.calibration
 import sklearn.metrics
 from tiny import build_tiny, common, finish_run, import_tiny, make_films, make_noise, prepare
 
-from data.results.figures import select_cases
+from data.results import metrics
+from data.results.baseline import describe_baseline
+from data.results.figures import draw_films, select_cases
 
 NASTY = "benign/a <b>&\"'$x$ é.png"
 
@@ -44,6 +47,7 @@ def written(tmp_path, monkeypatch):
         console = logging.handlers.BufferingHandler(100)
         common.log.addHandler(console)
         common.log.warning("the first line of the console")
+        common.log.warning("File properties alone tell the classes apart.", extra={"limit": True})
         monkeypatch.setattr(matplotlib.figure.Figure, "savefig",
                             lambda figure, file, **options: figures.update({file.name: figure}))
         folder = tmp_path / "outputs" / "tiny-unfrozen50-aaaaaa"
@@ -72,7 +76,14 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert np.allclose(axes.get_lines()[0].get_xydata(), np.column_stack([fpr, tpr]))
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "AUC {:.2f} [{:.2f}, {:.2f}]".format(results["auc"], *results["ci95"]["auc"]) in legend
-    assert "threshold 0.5" in legend
+    assert f"threshold {common.THRESHOLD}" in legend
+    alone = results["baseline"]
+    assert f"file properties alone, AUC {metrics.with_interval(alone, 'auc')}" in legend
+    fpr, tpr, _ = sklearn.metrics.roc_curve(malignant, predictions["baseline"])
+    (line,) = (line for line in axes.get_lines() if line.get_label().startswith("file properties alone"))
+    assert np.allclose(line.get_xydata(), np.column_stack([fpr, tpr]))
+    assert alone["auc"] == pytest.approx(sklearn.metrics.roc_auc_score(malignant, predictions["baseline"]))
+    assert alone["difference"][0] == pytest.approx(results["auc"] - alone["auc"])
     points = [line.get_xydata()[0].tolist() for line in axes.get_lines() if len(line.get_xydata()) == 1]
     assert points[0] == pytest.approx([1 - results["specificity"], results["recall"]])
     axes = figures["precision_recall.png"].axes[0]
@@ -118,6 +129,52 @@ def test_where_no_film_is_predicted_malignant_the_precision_is_undefined_everywh
     assert "<td>undefined</td>" in (folder.parent / "report.html").read_text("utf-8")
     runs = pd.read_csv(folder.parent / "runs.csv")
     assert (runs["precision"][0], runs["precision_low"][0], runs["recall"][0]) == ("undefined", 0, 0)
+
+
+def test_words_about_a_run_state_what_the_files_alone_give_away(written, caplog):
+    folder, _, _ = written()
+    results = json.loads((folder / "metrics.json").read_text("utf-8"))
+    sentence = describe_baseline(results["baseline"])
+    methods, limits = " ".join((folder / "summary.md").read_text("utf-8").split()).split("## Limits")
+    assert sentence in methods
+    assert "File properties alone tell the classes apart." in limits
+    assert "the first line of the console" not in limits
+    common.log.propagate = True
+    common.show_results(folder)
+    assert sentence in caplog.messages
+
+
+def test_the_contact_sheet_shows_each_class_of_each_container_from_its_darkest_to_its_brightest_film():
+    """Of 100 films, of which few are DICOM and one was excluded; and likewise for each set of a given split."""
+    rng = np.random.default_rng(0)
+    films, images = make_films(np.arange(100) % 2, held_out=40), rng.integers(0, 40, (100, 224, 224), np.uint8)
+    level = rng.permutation(100)
+    images += level.astype(np.uint8)[:, None, None]
+    containers = ["12 bit DICOM", "8 bit JPEG", "8 bit PNG"]
+    films = films.assign(container=np.repeat(containers, [5, 35, 60]), fold="0")
+    films.loc[1, "lesion_box"], films.loc[99, "left_out"] = "10:20:30:40|0:0:5:5", "no lesion_box"
+    figure = draw_films(films, images, pd.Series(images.mean(axis=(1, 2)), films.index))
+    shown = [np.flatnonzero([np.array_equal(panel.get_array(), image) for image in images]).item()
+             for panel in figure.axes[0].get_images()]
+    expected = []
+    for container, label in itertools.product(containers, common.CLASSES):
+        members = (films["container"] == container) & (films["label"] == label) & (films["left_out"] == "")
+        rows = films.index[members]
+        ordered = sorted(rows, key=lambda row: level[row])
+        expected += [ordered[round(place)] for place in np.linspace(0, len(rows) - 1, min(8, len(rows)))]
+    assert shown == expected
+    texts = read_texts(figure)
+    assert {"benign\n12 bit DICOM\n3 of 3", "malignant\n8 bit PNG\n8 of 29"} <= set(texts)
+    assert {"001", "004"} <= set(texts), "the names of the files"
+    place = np.array(figure.axes[0].get_images()[shown.index(1)].get_extent())[[0, 3]]
+    boxes = [[*patch.get_xy() - place, patch.get_width(), patch.get_height()] for patch in figure.axes[0].patches]
+    assert np.allclose(boxes, [[0.1, 0.2, 0.3, 0.4], [0, 0, 0.05, 0.05]])
+    given = films.assign(split=["train"] * 60 + ["test"] * 40, container="8 bit PNG", fold="")
+    assert {"benign\ntest\n8 bit PNG\n8 of 20", "benign\ntrain\n8 bit PNG\n8 of 30"} <= {
+        *read_texts(draw_films(given, images, pd.Series(level)))}
+    many = films.assign(container=[f"{number // 20} bit PNG" for number in range(100)])
+    texts = " ".join(read_texts(draw_films(many, images, pd.Series(level))))
+    assert "19 films are of other containers or sets" in texts, "the container with the fewest films"
 
 
 def test_each_case_is_shown_with_its_own_film_and_boxes(written):

@@ -25,6 +25,7 @@ from tiny import (build_tiny, common, copy_program, finish_process, finish_run, 
 import resnet50
 import vgg16
 from data.results import comparison, metrics
+from data.results.baseline import FOREST, score_films
 
 # ---- constants ---------------------------------------------------------------------------------
 
@@ -333,6 +334,7 @@ def test_all_folds_hold_every_patient_out_once_and_are_runs_of_their_own(all_fol
     for fold, table in predictions.groupby("fold"):
         part = parts.pop(str(table["path"].sort_values().tolist()))
         assert table["probability"].tolist() == part["probability"].tolist()
+        assert table["baseline"].tolist() == part["baseline"].tolist()
         assert fold != 3 or part["path"].tolist() == pd.read_csv(alone / "predictions.csv")["path"].tolist()
     assert not parts
     split = pd.read_csv(folder / "split.csv").set_index("path")
@@ -918,6 +920,11 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
     results = json.loads((folder / "metrics.json").read_text("utf-8"))
     assert (results["validation_images"], results["validation_patients"]) == (20, 10)
     assert sum(results["per_patient"]["confusion_matrix"].values()) == 10
+    training, here = (pd.read_csv(place / "properties.csv", keep_default_na=False) for place in (run, folder))
+    properties = here.drop(columns=["path", "label", "split", "note"])
+    expected = score_films(FOREST, training[training["split"] == "train"], properties).set_axis(here["path"])
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert predictions["baseline"].tolist() == pytest.approx(expected[predictions["path"]].tolist())
     for name in ("roc_curve.png", "confusion_matrix.png", "calibration.png", "grad_cam_example.png", "summary.md"):
         assert (folder / name).is_file()
     assert "20 held-out films of 10 patients" in console

@@ -1,6 +1,7 @@
 """Figures of one run: curves, confusion matrix, calibration, and Grad-CAM maps over the films."""
 import textwrap
 import warnings
+from pathlib import Path
 
 import cv2
 import matplotlib
@@ -15,6 +16,7 @@ from data.films import CLASSES
 from data.reading import IMAGE_SIZE, place_boxes
 from data.results.metrics import GRID, describe_held_out, with_interval
 
+SHEET, ROWS = 8, 8  # films of a row of the contact sheet, and its rows
 OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
 CASES = 4  # Grad-CAM overlays of each outcome
 
@@ -44,8 +46,20 @@ def draw_confusion_matrix(predictions, results):
     return figure
 
 
-def draw_roc_curve(scores, results, band):
-    """scores: see data.results.files.list_scores; band: that of data.results.metrics.measure_with_curves."""
+def average_roc(labels, probabilities, folds):
+    """False and true positive rates of a ROC curve; with folds, the mean of their curves."""
+    if folds is None:
+        return sklearn.metrics.roc_curve(labels, probabilities)[:2]
+    curves = [sklearn.metrics.roc_curve(labels[folds == fold], probabilities[folds == fold])[:2]
+              for fold in np.unique(folds) if np.ptp(labels[folds == fold])]  # of one class there is none
+    return GRID, np.mean([np.interp(GRID, *curve) for curve in curves], axis=0)
+
+
+def draw_roc_curve(scores, baseline, results, band):
+    """scores: see data.results.files.list_scores; baseline: float (N,), what the files alone say of these films.
+
+    band: that of data.results.metrics.measure_with_curves.
+    """
     low, high, mean = band
     figure = Figure((5, 5.4), layout="constrained")
     axes = figure.subplots()
@@ -60,6 +74,8 @@ def draw_roc_curve(scores, results, band):
             labels, probabilities = (scores[name][folds == fold] for name in ("labels", "probabilities"))
             fpr, tpr, _ = sklearn.metrics.roc_curve(labels, probabilities)
             axes.plot(fpr, tpr, color="0.6", lw=0.8, zorder=1, label="each fold" if fold == folds.min() else None)
+    axes.plot(*average_roc(scores["labels"], baseline, folds), color="C1", lw=0.8,
+              label=f"file properties alone, AUC {with_interval(results['baseline'], 'auc')}")
     axes.plot([0, 1], [0, 1], "k--", label="chance (AUC 0.50)")
     axes.plot(1 - results["specificity"], results["recall"], "ko", label=f"threshold {results['threshold']}")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
@@ -125,6 +141,40 @@ def write_overlay(overlay, file):
     file.parent.mkdir(parents=True, exist_ok=True)
     with replace(file) as temporary:
         temporary.write_bytes(cv2.imencode(".png", overlay[..., ::-1])[1].tobytes())
+
+
+def draw_films(films, images, brightness):
+    """A contact sheet: a row of up to SHEET films for each class of a container, and of a set of a given split.
+
+    A row goes in equal steps from its darkest to its brightest film: masks, negatives and failed crops stand at
+    its ends. Lesion boxes are dashed. images: uint8 (N, S, S); brightness: mean grey values (N,), as in `films`.
+    """
+    used = films[films["left_out"] == ""]
+    sets = used["split"].where(used["fold"] == "", "")  # a fold is a random part
+    kinds = (sets + "\n" + used["container"]).str.strip()
+    shown = kinds.value_counts().index[: ROWS // 2]
+    groups = used[kinds.isin(shown)].groupby([kinds, "label"]).groups
+    size, step, line = min(1.8, 7.5 / len(groups)), 1.05, 1.15  # inches of a film; from film to film, in films
+    figure = Figure((size * step * SHEET + 1.6, size * line * len(groups) + 0.8), layout="constrained")
+    axes = figure.subplots()
+    for row, ((kind, label), members) in enumerate(groups.items()):
+        ordered = brightness[members].sort_values(kind="stable").index
+        places = np.unique(np.linspace(0, len(ordered) - 1, SHEET).round().astype(int))
+        axes.text(-0.1, line * row + 0.5, f"{label}\n{kind}\n{len(places)} of {len(ordered)}", ha="right",
+                  va="center", fontsize=9)
+        for column, film in enumerate(ordered[places]):
+            left, top = step * column, line * row
+            axes.imshow(images[film], cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
+            for x, y, width, height in place_boxes(films.loc[film]):
+                axes.add_patch(Rectangle((left + x, top + y), width, height, fill=False, ec="yellow", ls="--"))
+            name = Path(films.loc[film, "path"]).stem[-int(16 * size) :]
+            axes.text(left, top + 1.02, name, fontsize=7, va="top", parse_math=False)
+    axes.set(xlim=(-1.4 / size, step * SHEET), ylim=(line * len(groups), 0))
+    axes.set_axis_off()
+    missing = used.index.size - sum(map(len, groups.values()))
+    more = f"; {missing} films are of other containers or sets" if missing else ""
+    axes.set_title(f"in each row from the darkest to the brightest{more}", fontsize=9)
+    return figure
 
 
 def select_cases(predictions, threshold):

@@ -1,4 +1,4 @@
-"""The files of a result: predictions, metrics, their figures and overlays, who was held out."""
+"""The files of a result: predictions, metrics, their figures and overlays, who was held out, the baseline."""
 import json
 import re
 from pathlib import Path
@@ -8,8 +8,9 @@ import numpy as np
 from data import cut_name
 from data.reading import place_boxes
 from data.results import metrics
-from data.results.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_precision_recall,
-                                  draw_roc_curve, select_cases, write_figure)
+from data.results.baseline import add_baseline, list_properties, list_trainings, measure_baseline
+from data.results.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_films,
+                                  draw_precision_recall, draw_roc_curve, select_cases, write_figure)
 from data.results.summary import write_summary
 
 
@@ -30,9 +31,11 @@ def score(predictions, maps, films, settings):
     results, bands = metrics.measure_with_curves(**scores, seed=settings.SEED, threshold=settings.THRESHOLD)
     results |= {"validation_images": len(held_out), "validation_patients": held_out["group"].nunique(),
                 "side": held_out["split"].iloc[0] if scores["folds"] is None else "all folds"}
-    patients = metrics.average_films(**scores)
+    patients = metrics.average_films(**scores, sides=held_out["side"].to_numpy())
     if len({*patients["labels"]}) == 2:  # all are malignant where each has a film of both classes
         results["per_patient"] = metrics.measure(**patients, seed=settings.SEED, threshold=settings.THRESHOLD)
+        breasts = held_out[held_out["side"] != ""].groupby("group")["side"].nunique()
+        results["per_patient"]["both_breasts"] = int(breasts.eq(2).sum())  # patients
     boxed = held_out["lesion_box"].ne("").to_numpy()
     if boxed.any() and settings.CROP != "lesion":  # whose box is always in the middle, where any peak would hit
         boxes = [place_boxes(film) for film in held_out[boxed].itertuples()]
@@ -59,11 +62,15 @@ def write_leaks(films, folder):
         write_table(leaks[["path", "label", "patient_id", "trained_on", "tested_on"]], folder / "leaks.csv")
 
 
-def write_side(folder, settings, films, images, predictions, maps, title, note):
-    """Write what belongs to one side of a split: predictions, metrics, their figures and the overlays."""
+def write_side(folder, settings, films, images, predictions, maps, ranked, title, note):
+    """Write what belongs to one side of a split: predictions, metrics, their figures and the overlays.
+
+    ranked: the file properties that tell most on their own, see baseline.rank_properties.
+    """
     (folder / "gradcam").mkdir(parents=True)
     results, bands = score(predictions, maps, films, settings)
-    results, scores = results | {"note": note}, list_scores(predictions, films)
+    scores, alone = list_scores(predictions, films), predictions["baseline"].to_numpy()
+    results |= {"baseline": measure_baseline(scores, alone, ranked, settings.SEED), "note": note}
     write_table(predictions, folder / "predictions.csv", note)
     write_json(results, folder / "metrics.json")
     np.save(folder / "maps.npy", maps)
@@ -71,7 +78,7 @@ def write_side(folder, settings, films, images, predictions, maps, title, note):
     maps = dict(zip(predictions.index, maps, strict=True))
     for name, figure in (
         ("confusion_matrix", draw_confusion_matrix(predictions, results)),
-        ("roc_curve", draw_roc_curve(scores, results, bands["roc"])),
+        ("roc_curve", draw_roc_curve(scores, alone, results, bands["roc"])),
         ("precision_recall", draw_precision_recall(scores, results, bands["precision_recall"])),
         ("calibration", draw_calibration(scores, results)),
         ("grad_cam_example", draw_cases(cases, films, images, maps)),
@@ -84,14 +91,22 @@ def write_side(folder, settings, films, images, predictions, maps, title, note):
         write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note)
 
 
-def write_results(folder, settings, films, images, results, recorded, held_out="split"):
+def write_results(folder, settings, films, images, results, recorded, held_out="split", trainings=None):
     """Write the files that every result has.
 
-    recorded: settings.json; held_out: "split" or "fold", the column of split.csv that says which were held out.
+    recorded: settings.json; held_out: "split" or "fold", the column of split.csv that says which were held out;
+    trainings: what the models were trained on, where it was another collection (baseline.read_trainings).
     """
     note = recorded["note"]
+    properties = list_properties(films, images, settings.CROP)
+    table = films.loc[films["left_out"] == "", ["path", "label", held_out]].join(properties)
+    write_table(table, folder / "properties.csv", note)
+    title = f"films of {settings.DATA_DIR.name} as the network sees them"
+    write_figure(draw_films(films, images, properties["mean_grey"]), folder / "films.png", title, note)
+    trainings = trainings or list_trainings(table)
     for predictions, maps in results.values():
-        write_side(folder, settings, films, images, predictions, maps, recorded["title"], note)
+        predictions, ranked = add_baseline(predictions, properties, trainings)
+        write_side(folder, settings, films, images, predictions, maps, ranked, recorded["title"], note)
     columns = ["path", "label", "patient_id", held_out, "group", "film_sha256"]
     write_table(films[columns], folder / "split.csv", note)
     write_leaks(films, folder)

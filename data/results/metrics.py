@@ -323,11 +323,16 @@ def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, s
     return difference, float(max(difference - margin, -1)), float(min(difference + margin, 1))
 
 
-def average_films(labels, probabilities, patients, folds):
-    """The same arguments with one row a patient: the mean logit of the films; malignant when one of them is."""
-    films = pd.DataFrame({"label": labels, "logit": special.logit(np.clip(probabilities, 1e-7, 1 - 1e-7))})
-    films["fold"] = 0 if folds is None else folds
-    rows = films.groupby(np.asarray(patients)).agg({"label": "max", "logit": "mean", "fold": "first"})
+def average_films(labels, probabilities, patients, folds, sides):
+    """The same arguments but for `sides` with one row a patient, who is malignant when one of the films is.
+
+    The score of a breast is the mean logit of its views, that of a patient the larger of both breasts. sides: (N,)
+    of "left", "right" or "". Films of a patient whose side is unknown count as those of one breast.
+    """
+    films = pd.DataFrame({"label": labels, "logit": special.logit(np.clip(probabilities, 1e-7, 1 - 1e-7)),
+                          "patient": patients, "side": sides, "fold": 0 if folds is None else folds})
+    breasts = films.groupby(["patient", "side"]).agg({"label": "max", "logit": "mean", "fold": "first"})
+    rows = breasts.groupby("patient").agg({"label": "max", "logit": "max", "fold": "first"})
     folds = None if folds is None else rows["fold"].to_numpy()
     return {"labels": rows["label"].to_numpy(), "probabilities": special.expit(rows["logit"].to_numpy()),
             "patients": rows.index.to_numpy(), "folds": folds}

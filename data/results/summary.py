@@ -5,20 +5,24 @@ import textwrap
 import pandas as pd
 
 from data import log
+from data.results.baseline import describe_baseline
 from data.results.metrics import describe_held_out, with_interval
 from data.runs import read_json
 
 CROPS = {"breast": "cropped to the breast", "lesion": "cropped to the lesion and its surroundings",
          None: "not cropped"}
+PLACES = {"breast": " and the size and place of the breast", "lesion": " and the size and place of the lesion",
+          None: ""}
 TEXT = """\
 # {title}
 
 {tables}
 
 In brackets 95 % intervals over patients. What is predicted malignant has a probability of {THRESHOLD} or
-more; that of a patient is the mean logit of the films, and a patient is malignant when one of the films
-is. By chance, average precision is the share of malignant films. On few films{per_fold} it is too high;
-its interval corrects for that.{alike}{undefined}
+more. The score of a breast is the mean logit of its views, that of a patient the larger one of both
+breasts ({both_breasts}). A patient is malignant when one of the films is. By chance, average precision is
+the share of malignant films. On few films{per_fold} it is too high; its interval corrects for
+that.{alike}{undefined}
 
 ## Methods
 
@@ -35,12 +39,18 @@ brightness shifted by up to {BRIGHTNESS:.0%} of the grey scale, and its contrast
 moving average over about the last epoch; nothing was chosen on the held-out films, which were scored
 in float32.
 
+File properties alone are the baseline: a random forest that was trained on the same training films and
+scored on the same held-out films. Of each film it knows format, size, side and view, bytes per pixel, bit
+depth, the number of films of the patient, the brightness of the image (mean, standard deviation, black
+and white share){place}. A property on its own is scored by a decision tree of at most four leaves. The AUC
+of the most telling properties is optimistic, as they were picked on the held-out films.
+
 Intervals are Wilson's with Student's t and the effective sample size from a bootstrap over patients.
 Software: Python {python}, TensorFlow {tensorflow}, Keras {keras}.
 
 ## Limits
 
-Research software, not for clinical use.{note} The intervals hold for films like these; they do not cover
+Research software, not for clinical use.{note}{limits} The intervals hold for films like these; they do not cover
 that another training of the same setting may differ. A setting that was picked as the best of several
 on the same films looks better than it is.
 """
@@ -94,6 +104,14 @@ def calls_one_class(results):
     return 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"])
 
 
+def count_breasts(results):
+    """How many patients had films of both breasts, as text."""
+    if "per_patient" not in results:
+        return "no score per patient, as all are malignant"
+    patients = results["validation_patients"]
+    return f"{results['per_patient']['both_breasts']} of {patients} patients had both"
+
+
 def make_table(results):
     """A metrics.json as a Markdown table: every metric per film and per patient."""
     parts = results, results.get("per_patient")  # None where every patient is malignant
@@ -114,10 +132,13 @@ def write_summary(folder):
     tables = "\n\n".join(map(make_table, sides))
     text = TEXT.format(
         **constants, **settings["model"], **settings["versions"], title=settings["title"],
-        tables=tables, data=describe_data(settings, split),
+        tables="\n\n".join(f"{make_table(side)}\n\n{describe_baseline(side['baseline'])}" for side in sides),
+        data=describe_data(settings, split),
         duplicates=settings["collection"]["duplicates"], crop=CROPS[constants["CROP"]],
         weights=settings["weights"]["origin"], precision=" and ".join(settings["model"]["floats"]),
         frozen=", but for any batch normalization" if settings["weights"]["pretrained"] else "",
+        both_breasts=count_breasts(sides[0]), place=PLACES[constants["CROP"]],
+        limits="".join(f" {limit}" for limit in settings["limits"]),
         alike=" All films were called the same class." * any(map(calls_one_class, sides)),
         undefined=UNDEFINED * ("undefined" in tables),
         per_fold=" in a fold" if "fold" in split else "",
@@ -135,8 +156,9 @@ def show_results(folder):
         log.info("on %s, with 95 %% intervals over patients; the majority class alone has accuracy %.2f",
                  describe_held_out(results), results["majority_baseline"])
         if "per_patient" in results:
-            log.info("per patient (mean logit of the films): AUC %s, sensitivity %s, specificity %s",
+            log.info("per patient (%s): AUC %s, sensitivity %s, specificity %s", count_breasts(results),
                      *(with_interval(results["per_patient"], name) for name in ("auc", "recall", "specificity")))
+        log.info("%s", describe_baseline(results["baseline"]))
         for name, game in results.get("pointing_game", {}).items():
             log.info("the Grad-CAM peak is in the lesion box of %d of %d %s; peaks of other films: %.2f",
                      game["hits"], game["images"], name.replace("_", " "), game["other_films"])

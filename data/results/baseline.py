@@ -1,0 +1,203 @@
+"""What the files alone give away: a random forest that knows properties of the films, but sees no lesion.
+
+Only what a network does better than this is its own. Where benign and malignant films come from two scanners or
+websites, such properties alone tell the classes apart.
+"""
+import numpy as np
+import pandas as pd
+from scipy import special
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.tree import DecisionTreeClassifier
+
+from data import log
+from data.reading import SURROUNDINGS
+from data.results import metrics
+from data.results.metrics import with_interval
+from data.splits import FOLDS
+
+CATEGORIES = ["format", "side", "view"]  # properties that are text; all others are numbers
+FOREST = RandomForestClassifier(100, min_samples_leaf=5, random_state=0)  # of all properties
+TREE = DecisionTreeClassifier(max_leaf_nodes=4, min_samples_leaf=5, random_state=0)  # of one property alone
+NAMED = 3  # properties that are named as the most telling ones, at most
+TELLING = 0.65  # an AUC whose whole interval lies above this is a warning
+
+
+# ---- properties and scores ---------------------------------------------------------------------
+
+
+def list_properties(films, images, crop):
+    """The properties of each film, one a column, with the index of `films`; lengths are pixels of the film.
+
+    films: the table of group_duplicates(); images: uint8 (N, S, S), as the network sees them. black_share and
+    white_share count pixels of exactly 0 and 255. With CROP = "lesion" the size of the lesion (its longer side) is
+    among the properties, and its place.
+    """
+    width, height = films["film_width"], films["film_height"]
+    table = films[[*CATEGORIES, "film_width", "film_height"]].assign(
+        aspect_ratio=width / height, bytes_per_pixel=films["bytes"] / (width * height), bit_depth=films["depth"],
+        films_of_patient=films.groupby("group")["path"].transform("size"))
+    greys = [(image.mean(), image.std(), np.mean(image == 0), np.mean(image == 255)) for image in images]
+    table[["mean_grey", "grey_deviation", "black_share", "white_share"]] = greys
+    if crop == "lesion":
+        size = films["width"] / (1 + 2 * SURROUNDINGS)
+        return table.assign(lesion_size=size, lesion_left=films["left"], lesion_top=films["top"])
+    if crop == "breast":
+        return table.assign(crop_size=films["width"], crop_left=films["left"], crop_top=films["top"])
+    return table
+
+
+def list_trainings(table):
+    """{fold: rows} that each model of a result was trained on; a run of one fold has one model, under "".
+
+    table: label, split or fold, and properties, as in properties.csv.
+    """
+    if "fold" not in table:
+        return {"": table[table["split"] == "train"]}
+    folds = [str(number) for number in range(FOLDS)]
+    return {fold: table[table["fold"].isin(folds) & (table["fold"] != fold)] for fold in folds}
+
+
+def read_trainings(file):
+    """list_trainings() of the properties.csv of a run."""
+    text = dict.fromkeys([*CATEGORIES, "fold"], str)
+    return list_trainings(pd.read_csv(file, dtype=text, keep_default_na=False))
+
+
+def encode(properties, known):
+    """Properties as float (N, P): a category is its place among those of `known`, -1 where it is none of them."""
+    table = properties.copy()
+    for name in table.columns.intersection(CATEGORIES):
+        table[name] = pd.Index(known[name].unique()).sort_values().get_indexer(table[name])
+    return table.to_numpy(float)
+
+
+def score_films(model, training, properties):
+    """P(malignant) of films by FOREST or TREE, a Series with the index of `properties`, all of which it sees.
+
+    training: rows of list_trainings().
+    """
+    known = training[properties.columns]
+    model.fit(encode(known, known), training["label"] == "malignant")
+    return pd.Series(model.predict_proba(encode(properties, known))[:, 1], properties.index)
+
+
+def score_held_out(model, trainings, properties, folds=None):
+    """score_films() after the training of each film's fold; without folds, the mean logit of all trainings."""
+    if folds is not None:
+        parts = [score_films(model, trainings[fold], properties[folds == fold]) for fold in folds.unique()]
+        return pd.concat(parts).loc[properties.index]
+    scores = [score_films(model, training, properties) for training in trainings.values()]
+    logits = special.logit(np.clip(scores, 1e-7, 1 - 1e-7))
+    return pd.Series(special.expit(logits.mean(axis=0)), properties.index)
+
+
+def add_baseline(predictions, properties, trainings):
+    """(predictions with the column baseline, ranked): what the files alone say of the held-out films.
+
+    predictions: of the network, with the column fold where they are of all folds; properties: of all films;
+    trainings: see list_trainings; ranked: see rank_properties.
+    """
+    properties = properties.loc[predictions.index]
+    folds = predictions.get("fold")  # None for a single model
+    alone = score_held_out(FOREST, trainings, properties, folds)
+    ranked = rank_properties(trainings, properties, predictions["label"], folds)
+    return predictions.assign(baseline=alone), ranked
+
+
+def rank_properties(trainings, properties, labels, folds=None):
+    """{property: AUC} of those that alone are better than chance, the highest first; of folds it is the mean.
+
+    labels: (N,) of "benign" or "malignant". The films are held out, but the highest of many AUCs are optimistic.
+    """
+    aucs, malignant = {}, labels == "malignant"
+    parts = malignant.groupby(np.zeros(len(labels)) if folds is None else folds)
+    rows = [part.index for _, part in parts if part.nunique() == 2]
+    for name in properties:
+        scores = score_held_out(TREE, trainings, properties[[name]], folds)
+        aucs[name] = float(np.mean([roc_auc_score(malignant[part], scores[part]) for part in rows]))
+    return {name: auc for name, auc in sorted(aucs.items(), key=lambda item: -item[1]) if auc > 0.5}
+
+
+# ---- beside the result -------------------------------------------------------------------------
+
+
+def measure_baseline(scores, probabilities, ranked, seed):
+    """The "baseline" of metrics.json: AUC of the files alone, and AUC of the network minus it, with intervals.
+
+    scores: labels, probabilities (of the network), patients and folds; probabilities: those of the files alone;
+    ranked: see rank_properties().
+    """
+    results = metrics.measure(**scores | {"probabilities": probabilities}, seed=seed)
+    difference = metrics.compare_aucs(scores["labels"], scores["probabilities"], probabilities, scores["patients"],
+                                      scores["folds"])
+    telling = [{"property": name, "auc": auc} for name, auc in ranked.items()]
+    return {"auc": results["auc"], "ci95": {"auc": results["ci95"]["auc"]}, "difference": list(difference),
+            "most_telling": telling[:NAMED]}
+
+
+def describe_baseline(baseline):
+    """The "baseline" of metrics.json in words."""
+    difference, low, high = baseline["difference"]
+    verdict = "does better" if low > 0 else "does worse" if high < 0 else "is not shown to do better"
+    telling = ", ".join(f"{item['property'].replace('_', ' ')} ({item['auc']:.2f})"
+                        for item in baseline["most_telling"]) or "none"
+    return (f"File properties alone: AUC {with_interval(baseline, 'auc')}. The network {verdict}:"
+            f" {difference:+.2f} [{low:.2f}, {high:.2f}]. Most telling on their own (AUC): {telling}.")
+
+
+# ---- before training ---------------------------------------------------------------------------
+
+
+def deal_folds(films, seed):
+    """The films that are trained on, with column fold: that of a run, or with a given split such folds of its own.
+
+    None where a fold lacks a class: of so few patients no interval is narrow enough to warn.
+    """
+    films = films[films["split"].isin(["", "train"])]
+    if films.groupby("label")["group"].nunique().min() < FOLDS:
+        return None
+    folds = pd.Series("", films.index)
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for number, (_, rows) in enumerate(splitter.split(films, films["label"], films["group"])):
+        folds.iloc[rows] = str(number)
+    films = films.assign(fold=folds)[films["left_out"] == ""]
+    return films if films.groupby("fold")["label"].nunique().eq(2).sum() == FOLDS else None
+
+
+def count_by_class(values, malignant):
+    """The films of each class that have each category, or range of numbers, of a property, as a sentence."""
+    if values.name in CATEGORIES:
+        parts = {value or "unknown": part for value, part in malignant.groupby(values)}
+    else:
+        column = values.to_numpy(float)[:, None]
+        leaves = TREE.fit(column, malignant).apply(column)
+        ranges = sorted((part for _, part in values.groupby(leaves)), key=min)
+        parts = {f"{part.min():.4g} to {part.max():.4g}": malignant[part.index] for part in ranges}
+    counts = [f"{value}: {part.sum()} malignant, {(~part).sum()} benign films" for value, part in parts.items()]
+    return f"{values.name.replace('_', ' ').capitalize()} {'; '.join(counts)}."
+
+
+def warn_of_giveaways(films, images, crop, seed):
+    """Warn where the files alone tell the classes apart; summary.md quotes it among its limits.
+
+    films: the table of group_duplicates(); seed: that of the split.
+    """
+    properties, films = list_properties(films, images, crop), deal_folds(films, seed)
+    if films is None:
+        return
+    properties = properties.loc[films.index]
+    trainings = list_trainings(films[["label", "fold"]].join(properties))
+    malignant, folds = films["label"] == "malignant", films["fold"]
+    probabilities = score_held_out(FOREST, trainings, properties, folds)
+    results = metrics.measure(malignant.to_numpy(int), probabilities.to_numpy(), films["group"].to_numpy(),
+                              folds=folds.to_numpy())
+    if results["ci95"]["auc"][0] <= TELLING:
+        return
+    ranked = rank_properties(trainings, properties, films["label"], folds)
+    names = [name for name, auc in ranked.items() if auc > max(ranked.values()) - 0.1]
+    found = f"File properties alone tell benign from malignant films (AUC {with_interval(results, 'auc')})."
+    counts = [count_by_class(properties[name], malignant) for name in names[:NAMED]]
+    advice = "A network may learn these instead of what lesions look like."
+    log.warning(" ".join([found, *counts, advice]), extra={"limit": True})

@@ -203,7 +203,7 @@ def check_constants(constants):
 
 
 def open_console():
-    """Print what is logged; returns the handler that keeps it. UserError where code was edited since its import."""
+    """Print what is logged; returns the handler that keeps it. Raises UserError if code was edited meanwhile."""
     for file, content in IMPORTED.items():
         if not file.is_file() or file.read_bytes() != content:
             raise UserError(f"{shorten(file)} was edited after its import, which has no effect yet: restart the"
@@ -240,8 +240,8 @@ def explain_missing_gpu():
     """Say what to install where the system has a GPU that TensorFlow does not see."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if describe_gpu() is None and shutil.which("nvidia-smi") and not hidden:
-        log.warning("nvidia-smi is here, but TensorFlow sees no GPU: pip install 'tensorflow[and-cuda]' (on Windows"
-                    " in WSL2), and start again")
+        log.warning("nvidia-smi is here, but TensorFlow sees no GPU: pip install 'tensorflow[and-cuda]', on"
+                    " Windows in WSL2, and start again")
 
 
 def describe_gpu():

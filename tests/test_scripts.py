@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 from tiny import common, copy_program, edit, finish_process, start_process
 
-from data import figures
+from data.results import figures
 from data.results.metrics import measure
 
 NAMES = ("resnet50", "vgg16")

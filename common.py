@@ -129,7 +129,7 @@ CONSTANTS = {  # of a script: what each may be, as a check and in words
     "SATURATION": (lambda v: is_number(v, Real, 0, 1), "a share from 0 to 1, such as 0.2"),
     "THRESHOLD": (lambda v: is_number(v, Real, 0.001, 0.999), "a probability from 0.001 to 0.999, such as 0.5"),
 }
-SHARES = ("UNFROZEN_FRACTION", "DROPOUT", "LEARNING_RATE", "BRIGHTNESS", "CONTRAST", "SATURATION", "THRESHOLD")
+FLOATS = ("UNFROZEN_FRACTION", "DROPOUT", "LEARNING_RATE", "BRIGHTNESS", "CONTRAST", "SATURATION", "THRESHOLD")
 Settings = namedtuple("Settings", CONSTANTS)
 
 
@@ -193,7 +193,7 @@ def check_constants(constants):
             raise UserError(f"{name} is {value!r}, but has to be {description}.")
         if name in ("DATA_DIR", "OUTPUT_DIR") or (name == "WEIGHTS" and value not in (None, "imagenet")):
             values[name] = Path(os.path.abspath(HERE / os.path.expanduser(value)))
-        elif name in SHARES:
+        elif name in FLOATS:
             values[name] = float(value)  # 1 and 1.0 are one setting
         elif isinstance(value, np.integer):
             values[name] = int(value)  # as JSON takes it

@@ -136,7 +136,7 @@ CONSTANTS = {  # of a script: what each may be, as a check and in words
     "SATURATION": (lambda v: is_number(v, Real, 0, 1), "a share from 0 to 1, such as 0.2"),
     "THRESHOLD": (lambda v: is_number(v, Real, 0.001, 0.999), "a probability from 0.001 to 0.999, such as 0.5"),
 }
-SHARES = ("UNFROZEN_FRACTION", "DROPOUT", "LEARNING_RATE", "BRIGHTNESS", "CONTRAST", "SATURATION", "THRESHOLD")
+FLOATS = ("UNFROZEN_FRACTION", "DROPOUT", "LEARNING_RATE", "BRIGHTNESS", "CONTRAST", "SATURATION", "THRESHOLD")
 Settings = namedtuple("Settings", CONSTANTS)
 TO_PREDICT = {  # what is used of the settings.json of a run, see data.runs.check
     "note": is_text,
@@ -213,7 +213,7 @@ def check_constants(constants):
             raise UserError(f"{name} is {quote(value)}, but has to be {description}.")
         if name in ("DATA_DIR", "OUTPUT_DIR") or (name == "WEIGHTS" and value not in (None, "imagenet")):
             values[name] = Path(os.path.abspath(HERE / os.path.expanduser(value)))
-        elif name in SHARES:
+        elif name in FLOATS:
             values[name] = float(value)  # 1 and 1.0 are one setting
         elif isinstance(value, np.integer):
             values[name] = int(value)  # as JSON takes it
@@ -223,7 +223,7 @@ def check_constants(constants):
 
 
 def open_console():
-    """Print what is logged; returns the handler that keeps it. UserError where code was edited meanwhile."""
+    """Print what is logged; returns the handler that keeps it. Raises UserError if code was edited meanwhile."""
     for file, content in IMPORTED.items():
         if not file.is_file() or file.read_bytes() != content:
             raise UserError(f"{shorten(file)} was edited after its import, which has no effect yet: restart the"
@@ -260,8 +260,8 @@ def explain_missing_gpu():
     """Say what to install where the system has a GPU that TensorFlow does not see."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if describe_gpu() is None and shutil.which("nvidia-smi") and not hidden:
-        log.warning("nvidia-smi is here, but TensorFlow sees no GPU: pip install 'tensorflow[and-cuda]' (on"
-                    " Windows in WSL2), and start again")
+        log.warning("nvidia-smi is here, but TensorFlow sees no GPU: pip install 'tensorflow[and-cuda]', on"
+                    " Windows in WSL2, and start again")
 
 
 def describe_gpu():

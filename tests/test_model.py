@@ -100,25 +100,6 @@ def test_what_is_recorded_of_the_model_is_what_the_model_says(tmp_path):
     assert model.get_layer("high").compute_dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
-def test_what_was_trained_in_16_bits_computes_as_if_built_in_32(backbones, tmp_path, name):
-    script, plain, _, _ = backbones[name]
-    logits, images = [], to_pixels(make_noise(2))
-    for mixed in (True, False):
-        settings = prepare(tmp_path, MIXED_PRECISION=mixed)
-        model = common.build_model(script.build_backbone(None), {"pretrained": True}, settings)
-        rng = np.random.default_rng(0)
-        head = [0.1 * rng.standard_normal(weight.shape) for weight in model.weights[len(plain.weights) :]]
-        model.set_weights(plain.get_weights() + head)
-        for network in (model, common.to_float32(model)):
-            network = keras.Model(network.inputs[0], network.get_layer("logit").output)
-            logits.append(network(images, training=False).numpy())
-    rounded, trained, expected, same = logits
-    assert np.allclose(trained, expected, rtol=1e-5)
-    assert np.array_equal(same, expected)
-    assert not np.allclose(rounded, expected, rtol=1e-5)
-
-
 # ---- batch norm --------------------------------------------------------------------------------
 
 

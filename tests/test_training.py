@@ -36,14 +36,6 @@ def test_the_classes_of_an_epoch_are_mixed():
     assert 30 < np.abs(np.diff(first_half)).sum() < 70
 
 
-def test_epochs_differ_and_can_be_drawn_again():
-    labels = np.array([0, 1] * 20)
-    first, second = common.draw_epoch(labels, 0, 0), common.draw_epoch(labels, 0, 1)
-    assert not np.array_equal(first, second)
-    assert np.array_equal(second, common.draw_epoch(labels, 0, 1))
-    assert not np.array_equal(second, common.draw_epoch(labels, 1, 1))
-
-
 @pytest.fixture
 def datasets(tmp_path):
     """A function that makes (films, images, training, validation) of 24 films to train on, 15 of them benign,

@@ -250,7 +250,7 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
 
 
 HEADER = "path,patient_id,label,probability\n"
-FILMS = HEADER + "0010,1,benign,0.5\n0008,1,benign,0.1\n"
+FILMS = HEADER + "0000,1,benign,0.5\n0001,1,benign,0.1\n"  # fine with another one, 0002,1,malignant,0.5
 SPOILT = [
     *[("settings.json", text) for text in ("", "{", "[]", "null", "[" * 10**5, "\ufeff{", "\0" * 99)],
     *[("settings.json", {"constants": value}) for value in (
@@ -282,6 +282,7 @@ def test_no_bad_folder_prevents_the_page(write_run, compare, caplog, monkeypatch
     comparison.compare(tmp_path)
     assert not list(tmp_path.iterdir()), "there is no run"
     good = write_run("good")
+    (good / "predictions.csv").write_text(FILMS + "0002,1,malignant,0.5\n")
     for number, (name, content) in enumerate(SPOILT):
         file = shutil.copytree(good, tmp_path / f"bad-{number:02d}") / name
         edit_json(file, **content) if isinstance(content, dict) else file.write_text(content)

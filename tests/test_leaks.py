@@ -2,6 +2,7 @@
 import io
 import json
 import re
+import sys
 import types
 
 import numpy as np
@@ -96,6 +97,13 @@ def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, writ
     assert f"{first.WEIGHTS} does not lie in the folder of a run" in caplog.text
 
 
+class Bomb:
+    """It goes off where a pickle is loaded."""
+
+    def __reduce__(self):
+        return sys.exit, ("loading a file runs what it holds",)
+
+
 def save(array):
     """The bytes of a NumPy file."""
     content = io.BytesIO()
@@ -117,7 +125,7 @@ CLAIMED = save(PRINTS).replace(b"(8, 2,", b"(8888888888, 2,").replace(b" " * 9, 
         b"\x89PNG\xff", b"\0" * 99, "path,path,patient_id,split\n" + "a,b,c,train\n" * 8, HEADER + '"' * 99)],
     *[("fingerprints.npy", text) for text in (b"", b"text", save(PRINTS)[:-1], save(PRINTS)[:50], CLAIMED)],
     *[("fingerprints.npy", save(array)) for array in (
-        PRINTS[:7], PRINTS[:, 0], PRINTS[:, :1], PRINTS.real, PRINTS * np.nan, PRINTS * 9, 3, np.array([{}] * 8))],
+        PRINTS[:7], PRINTS[:, 0], PRINTS[:, :1], PRINTS.real, PRINTS * np.nan, PRINTS * 9, 3, np.array([Bomb()]))],
     *[("settings.json", text) for text in (
         "", "[]", "{", '{"constants": []}', '{"constants": {}}', '{"constants": {"WEIGHTS": 3}}', "[" * 10**5,
         '{"constants": {"WEIGHTS": ["a"]}}', json.dumps({"constants": {"WEIGHTS": "x" * 10**6}}))],

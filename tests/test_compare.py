@@ -328,11 +328,14 @@ def test_what_was_typed_is_shown_and_every_link_leads_to_something(write_run, co
 
 
 def test_nothing_that_a_run_folder_holds_becomes_a_tag(write_run, compare, tmp_path):
-    """Wherever it stands: in names and values of all files, and in the name of the folder."""
+    """Wherever it stands: in names and values of all files, and in the name of the folder.
+
+    What two runs share is shown apart from that in which they differ, here their backbones.
+    """
     attack = "</p><script>alert(1)</script><img src=x onerror='alert(2)' \"> {attack} &amp;"
 
-    def write(name, text):
-        folder = write_run(name, note=text, floats=(text,), backbone=text, weights=text, seed=1,
+    def write(name, text, backbone):
+        folder = write_run(name, note=text, floats=(text,), backbone=backbone, weights=text, seed=1,
                            **{name: text for name in CONSTANTS if name not in ("FOLD", "SEED", "THRESHOLD")})
         settings = json.loads((folder / "settings.json").read_text())
         settings["constants"] |= {"FOLD": text, text.upper(): text, "TRAINED_ON": text, "link": text, "run": text}
@@ -344,13 +347,13 @@ def test_nothing_that_a_run_folder_holds_becomes_a_tag(write_run, compare, tmp_p
             table.to_csv(folder / file, index=False)
         return folder
 
-    write("plain", "plain")
-    write("other", "other")
+    write("plain", "plain", "resnet50")
+    write("other", "plain", "vgg16")
     expected, _ = compare()
     for name in ("plain", "other"):
         shutil.rmtree(tmp_path / name)
-    write(attack.replace("/", ""), attack)
-    write("&lt;b onclick=x", attack + attack)
+    write(attack.replace("/", ""), attack, attack)
+    write("&lt;b onclick=x", attack, attack + attack)
     page, _ = compare()
     assert [(tag, list(attributes)) for tag, attributes in page.tags] == [
         (tag, list(attributes)) for tag, attributes in expected.tags]

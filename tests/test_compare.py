@@ -352,9 +352,11 @@ def test_nothing_that_a_run_folder_holds_becomes_a_tag(write_run, compare, tmp_p
     expected, _ = compare()
     for name in ("plain", "other"):
         shutil.rmtree(tmp_path / name)
-    write(attack.replace("/", ""), attack, attack)
-    write("&lt;b onclick=x", attack, attack + attack)
-    page, _ = compare()
+    names = [attack.replace("/", ""), "&lt;b onclick=x"]
+    write(names[0], attack, attack)
+    write(names[1], attack, attack + attack)
+    page, table = compare()
+    assert table.index.tolist() == names
     assert [(tag, list(attributes)) for tag, attributes in page.tags] == [
         (tag, list(attributes)) for tag, attributes in expected.tags]
     assert page.text.count("<script>alert(1)</script>") > 20, "it is shown"

@@ -304,7 +304,7 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
 
 
 HEADER = "path,patient_id,label,probability\n"
-FILMS = HEADER + "0010,1,benign,0.5\n0008,1,benign,0.1\n"
+FILMS = HEADER + "0000,1,benign,0.5\n0001,1,benign,0.1\n"  # fine with another one, 0002,1,malignant,0.5
 SPOILT = [
     *[("settings.json", text) for text in ("", "{", "[]", "null", "[" * 10**5, "\ufeff{", "\0" * 99)],
     *[("settings.json", {"constants": value}) for value in (
@@ -336,6 +336,7 @@ def test_no_bad_folder_prevents_the_page(write_run, compare, caplog, monkeypatch
     comparison.compare(tmp_path)
     assert not list(tmp_path.iterdir()), "there is no run"
     good = write_run("good")
+    (good / "predictions.csv").write_text(FILMS + "0002,1,malignant,0.5\n")
     for number, (name, content) in enumerate(SPOILT):
         file = shutil.copytree(good, tmp_path / f"bad-{number:02d}") / name
         edit_json(file, **content) if isinstance(content, dict) else file.write_text(content)
@@ -381,11 +382,14 @@ def test_what_was_typed_is_shown_and_every_link_leads_to_something(write_run, co
 
 
 def test_nothing_that_a_run_folder_holds_becomes_a_tag(write_run, compare, tmp_path):
-    """Wherever it stands: in names and values of all files, and in the name of the folder."""
+    """Wherever it stands: in names and values of all files, and in the name of the folder.
+
+    What two runs share is shown apart from that in which they differ, here their backbones.
+    """
     attack = "</p><script>alert(1)</script><img src=x onerror='alert(2)' \"> {attack} &amp;"
 
-    def write(name, text):
-        folder = write_run(name, note=text, floats=(text,), backbone=text, weights=text, seed=1,
+    def write(name, text, backbone):
+        folder = write_run(name, note=text, floats=(text,), backbone=backbone, weights=text, seed=1,
                            **{name: text for name in CONSTANTS if name not in ("FOLD", "SEED", "THRESHOLD")})
         settings = json.loads((folder / "settings.json").read_text())
         settings["constants"] |= {"FOLD": text, text.upper(): text, "TRAINED_ON": text, "link": text, "run": text}
@@ -397,14 +401,16 @@ def test_nothing_that_a_run_folder_holds_becomes_a_tag(write_run, compare, tmp_p
             table.to_csv(folder / file, index=False)
         return folder
 
-    write("plain", "plain")
-    write("other", "other")
+    write("plain", "plain", "resnet50")
+    write("other", "plain", "vgg16")
     expected, _ = compare()
     for name in ("plain", "other"):
         shutil.rmtree(tmp_path / name)
-    write(attack.replace("/", ""), attack)
-    write("&lt;b onclick=x", attack + attack)
-    page, _ = compare()
+    names = [attack.replace("/", ""), "&lt;b onclick=x"]
+    write(names[0], attack, attack)
+    write(names[1], attack, attack + attack)
+    page, table = compare()
+    assert table.index.tolist() == names
     assert [(tag, list(attributes)) for tag, attributes in page.tags] == [
         (tag, list(attributes)) for tag, attributes in expected.tags]
     assert page.text.count("<script>alert(1)</script>") > 20, "it is shown"

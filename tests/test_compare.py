@@ -178,6 +178,16 @@ def test_folds_are_pooled_at_the_threshold_of_the_setting(write_run, compare):
     assert [row[name] for name in ("folds", "films", "patients")] == ["0, 1, 2", "120", "60"]
 
 
+def test_films_are_ranked_by_their_logits(write_run, compare):
+    """Of confident films the probabilities are all 1 in nine digits."""
+    file = write_run("a") / "predictions.csv"
+    predictions = pd.read_csv(file, dtype={"path": str, "patient_id": str})
+    predictions.assign(logit=20 + 10 * predictions["probability"], probability=1).to_csv(file, index=False)
+    (row,) = compare()[0].tables[0]
+    auc = sklearn.metrics.roc_auc_score(predictions["label"] == "malignant", predictions["probability"])
+    assert float(row["AUC"].split()[0]) == pytest.approx(auc, abs=0.0051)
+
+
 def test_of_repeats_of_a_fold_the_newest_counts(write_run, compare):
     write_run("z-older", skill=0.0)
     newer, fold = write_run("a-newer", skill=2.0), write_run("b", FOLD=1, skill=2.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pandas as pd
+from scipy import special
 
 from data import explain_write_errors, log, replace
 from data.films import CLASSES
@@ -46,6 +47,8 @@ def read_run(folder, place):
     if films["malignant"].nunique() < 2:
         raise ValueError("a class is missing in predictions.csv")
     films["probability"] = films["probability"].astype(float)
+    if "logit" in films:  # which tells apart what is 1 in nine digits
+        films["probability"] = special.expit(films["logit"].astype(float))
     films["seed"], films["threshold"] = int(row["SEED"]), float(row["THRESHOLD"])
     return row, films.assign(run=row["link"], fold=films.get("fold", row["FOLD"]))  # FOLD "all" has a column
 

@@ -728,35 +728,35 @@ def to_float32(model):
 
 
 def make_gradcam(model, threshold=0.5):
-    """A compiled function from images, float32 (B, H, W, 3) in 0..255, to P(malignant) and Grad-CAM maps.
+    """A compiled function from images, float32 (B, H, W, 3) in 0..255, to logits and Grad-CAM maps.
 
-    P(malignant) is float32 (B,); Grad-CAM of the predicted class (Selvaraju et al. 2017) on the last feature
-    maps is float32 (B, h, w) in 0..1. The logit is differentiated, as a saturated sigmoid has no gradient;
+    Logits of P(malignant) are float32 (B,); Grad-CAM of the predicted class (Selvaraju et al. 2017) on the last
+    feature maps is float32 (B, h, w) in 0..1. The logit is differentiated, as a saturated sigmoid has no gradient;
     for a film predicted benign it is negated. A map without evidence for the prediction is 0 everywhere.
     """
     pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)  # which make maps coarser
     maps = next(layer.output for layer in reversed(model.layers)
                 if len(layer.output.shape) == 4 and not isinstance(layer, pooling))
     bottom = fold_batch_norm(keras.Model(model.inputs[0], maps))
-    top = keras.Model(maps, [model.get_layer("logit").output, model.output])
+    top = keras.Model(maps, model.get_layer("logit").output)
 
     @tf.function(input_signature=[tf.TensorSpec(model.inputs[0].shape, tf.float32)])
     def explain(images):
         features = bottom(images, training=False)
         with tf.GradientTape() as tape:
             tape.watch(features)
-            logit, probability = (output[:, 0] for output in top(features, training=False))
-            evidence = tf.where(probability >= threshold, logit, -logit)
+            logit = top(features, training=False)[:, 0]
+            evidence = tf.where(logit >= special.logit(threshold), logit, -logit)
         gradient, features = (tf.cast(part, tf.float32) for part in (tape.gradient(evidence, features), features))
         weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
         cams = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1))
-        return probability, tf.math.divide_no_nan(cams, tf.reduce_max(cams, axis=(1, 2), keepdims=True))
+        return logit, tf.math.divide_no_nan(cams, tf.reduce_max(cams, axis=(1, 2), keepdims=True))
 
     return explain
 
 
 def make_explainer(models, threshold):
-    """A function from grey images, uint8 (B, H, W), to P(malignant), float (B,), and Grad-CAM maps (B, h, w).
+    """A function from grey images, uint8 (B, H, W), to logits, float (B,), and Grad-CAM maps (B, h, w).
 
     Of several models it gives the mean logit, and the mean of the maps, each of which explains its own model.
     """
@@ -764,11 +764,8 @@ def make_explainer(models, threshold):
 
     def explain(images):
         pixels = np.repeat(images[..., None], 3, axis=-1).astype(np.float32)
-        probabilities, maps = zip(*(function(pixels) for function in functions), strict=True)
-        if len(models) == 1:
-            return probabilities[0].numpy().astype(float), maps[0].numpy()
-        logits = special.logit(np.clip(np.array(probabilities, float), 1e-7, 1 - 1e-7))
-        return special.expit(logits.mean(axis=0)), np.mean(maps, axis=0)
+        logits, maps = zip(*(function(pixels) for function in functions), strict=True)
+        return np.mean(logits, axis=0, dtype=float), np.mean(maps, axis=0)
 
     return explain
 
@@ -776,16 +773,18 @@ def make_explainer(models, threshold):
 def evaluate(models, images, films, settings, side="validation"):
     """{side: (predictions, maps)} of the films of one set.
 
-    predictions: path, patient_id, label, probability (of malignancy), predicted, in the order and with the index
-    of `films`; maps: Grad-CAM, (N, h, w). Of several models see make_explainer.
+    predictions: path, patient_id, label, probability (of malignancy), predicted, logit (of which confident films
+    have different ones), in the order and with the index of `films`; maps: Grad-CAM, (N, h, w). Of several models
+    see make_explainer.
     """
     gc.collect()  # after a training, the optimizer: three times the weights, in a cycle with its model
     explain = make_explainer(models, settings.THRESHOLD)
     rows, size = np.flatnonzero(films["split"] == side), settings.BATCH_SIZE
     parts = [explain(images[rows[start : start + size]]) for start in range(0, len(rows), size)]
-    probabilities, maps = map(np.concatenate, zip(*parts, strict=True))
+    logits, maps = map(np.concatenate, zip(*parts, strict=True))
+    probabilities = special.expit(logits)
     predictions = films.iloc[rows][["path", "patient_id", "label"]].assign(
-        probability=probabilities, predicted=np.take(CLASSES, probabilities >= settings.THRESHOLD))
+        probability=probabilities, predicted=np.take(CLASSES, probabilities >= settings.THRESHOLD), logit=logits)
     return {side: (predictions, maps)}
 
 
@@ -876,6 +875,7 @@ def pool_folds(folders, films, images, fingerprints, settings):
     fold = films["fold"].mask(films["split"].eq("test"), "test")
     films = films.assign(fold=fold.mask(films["left_out"].ne(""), "left out"))
     predictions = pd.concat(parts).drop(columns="note", errors="ignore")
+    predictions["probability"] = special.expit(predictions["logit"])
     if sorted(predictions["path"]) != sorted(films["path"][films["fold"].str.isdigit()]):
         names = ", ".join(part.name for part in folders)
         raise UserError(f"the predictions.csv of {names} do not have each film once: {REMEDY}.")
@@ -979,22 +979,21 @@ def predict(run, films, overlays=None, lesion_boxes=None):
 
     def read(path):
         try:
-            image, row = reading.read_image(path, constants["CROP"], boxes.get(path, ""), depths)
-            _, fingerprints, _ = reading.read_native(path, constants["CROP"], boxes.get(path, ""))
+            image, fingerprints, row = reading.read_film(path, constants["CROP"], boxes.get(path, ""), depths)
             kinds.add(row["container"])
             return image, fingerprints, ""
         except UserError as error:
             return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), None, str(error)
 
     explain, prints = make_explainer(models, constants["THRESHOLD"]), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(reading.THREADS) as pool:
         for start in range(0, len(paths), size):
             batch = paths[start : start + size]
             images, fingerprints, reasons = zip(*pool.map(read, batch), strict=True)
             prints += fingerprints
             results = zip(batch, images, reasons, *explain(np.stack(images)), strict=True)
-            for path, image, reason, probability, cam in results:
-                if not reason and np.isnan(probability):
+            for path, image, reason, logit, cam in results:
+                if not reason and np.isnan(logit):
                     reason = "the model gives no number for this film: the model may be damaged"
                 if overlays and not reason:
                     file = overlays / f"{len(rows):05d}_{cut_name(path.stem)}.png"
@@ -1005,7 +1004,7 @@ def predict(run, films, overlays=None, lesion_boxes=None):
                                     " complete.", len(rows), quote(str(file)),
                                     getattr(error, "strerror", "no file can have this name"))
                         overlays = None
-                rows.append((str(path), np.nan if reason else probability, reason))
+                rows.append((str(path), np.nan if reason else special.expit(logit), reason))
             log.info("%d of %d films", len(rows), len(paths))
     if new := kinds - {*depths}:
         log.warning("the run saw no %s: each is scaled by its own bit depth", " and no ".join(sorted(new)))

@@ -366,8 +366,8 @@ def choose_depth(depth, common):
     return common if common - OTHER_SCANNER < depth <= common else depth
 
 
-def read_image(path, crop=None, lesion_box="", depths=None):
-    """(image, row) of a film as read_films has them; depths: bits by container, as choose_depth has them.
+def read_film(path, crop=None, lesion_box="", depths=None):
+    """(image, fingerprints, row) of one film as read_films has them; depths: bits by container, see choose_depth.
 
     image: uint8 (IMAGE_SIZE, IMAGE_SIZE). Raises UserError.
     """
@@ -375,9 +375,15 @@ def read_image(path, crop=None, lesion_box="", depths=None):
         raise UserError(f"{path} has the lesion_box {lesion_box!r}, but it has to be x:y:width:height in pixels.")
     if crop == "lesion" and not lesion_box:
         raise UserError(f'{path} needs a lesion_box, as CROP is "lesion": x:y:width:height in pixels.')
-    image, _, row = read_native(path, crop, lesion_box)
+    image, fingerprints, row = read_native(path, crop, lesion_box)
     depth = choose_depth(row["depth"], (depths or {}).get(row["container"], row["depth"]))
-    return to_bytes(image, depth), row | {"depth": depth}
+    return to_bytes(image, depth), fingerprints, row | {"depth": depth}
+
+
+def read_image(path, crop=None, lesion_box="", depths=None):
+    """(image, row) of read_film."""
+    image, _, row = read_film(path, crop, lesion_box, depths)
+    return image, row
 
 
 def read_cached(path, lesion_box, crop, cache):

@@ -115,6 +115,8 @@ def read_predictions(file):
     table = read_table(file, ["path", "label", "probability"])
     with explain_damage(file):
         table["probability"] = table["probability"].astype(float)
+        if "logit" in table:  # older versions have none
+            table["logit"] = table["logit"].astype(float)
     valid = table["label"].isin(CLASSES) & table["probability"].between(0, 1) & ~table["path"].duplicated()
     if not valid.all():
         raise UserError(f"{file}: {(~valid).sum()} rows name a film twice, or have no class or no probability:"

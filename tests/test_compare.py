@@ -215,6 +215,16 @@ def test_the_first_picture_of_a_section_is_a_contact_sheet_of_each_crop(write_ru
     assert sources[:2] == ["b/films.png", "c/films.png"]
 
 
+def test_films_are_ranked_by_their_logits(write_run, compare):
+    """Of confident films the probabilities are all 1 in nine digits."""
+    file = write_run("a") / "predictions.csv"
+    predictions = pd.read_csv(file, dtype={"path": str, "patient_id": str})
+    predictions.assign(logit=20 + 10 * predictions["probability"], probability=1).to_csv(file, index=False)
+    (row,) = compare()[0].tables[0]
+    auc = sklearn.metrics.roc_auc_score(predictions["label"] == "malignant", predictions["probability"])
+    assert float(row["AUC"].split()[0]) == pytest.approx(auc, abs=0.0051)
+
+
 def test_of_repeats_of_a_fold_the_newest_counts(write_run, compare):
     write_run("z-older", skill=0.0)
     newer, fold = write_run("a-newer", skill=2.0), write_run("b", FOLD=1, skill=2.0)

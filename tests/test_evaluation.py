@@ -41,9 +41,9 @@ def test_gradcam_known_by_hand(red_and_green, gain):
     malignant[0, 0], malignant[1, 1] = 1, (2 * 0.5 - 3 * 0.2) / 2
     benign[3, 3] = 1
     for bias, expected in ((10 * gain, malignant), (-10 * gain, benign)):
-        probabilities, maps = common.make_gradcam(build_two_channels(bias, gain))(red_and_green)
+        logits, maps = common.make_gradcam(build_two_channels(bias, gain))(red_and_green)
         assert np.allclose(maps[0], expected, atol=1e-5)
-        assert (float(probabilities[0]) > 0.5) == (bias > 0)
+        assert (float(logits[0]) > 0) == (bias > 0)
 
 
 def test_gradcam_explains_the_class_that_the_threshold_gives(red_and_green):
@@ -114,6 +114,19 @@ def test_one_threshold_decides_calls_and_metrics(evaluated):
     tn, fp, fn, tp = sklearn.metrics.confusion_matrix(truth, called).ravel().tolist()
     assert results["confusion_matrix"] == {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
     assert results["threshold"] == settings.THRESHOLD
+
+
+def test_confident_films_do_not_tie(tmp_path):
+    """Logits of 20 to 30, whose probabilities are 1 in 32 bits and in nine digits."""
+    settings, films = prepare(tmp_path), make_films([0, 1] * 4, held_out=8)
+    images = np.arange(0, 80, 10, np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+    model = build_two_channels(bias=30, gain=36)
+    ((predictions, maps),) = common.evaluate([model], images, films, settings).values()
+    expected = 30 - 36 * images[:, 0, 0].astype(float) / 255
+    assert predictions["logit"].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert predictions["probability"].astype(np.float32).nunique() == 1
+    results, _ = score(predictions, maps, films, settings)
+    assert results["auc"] == sklearn.metrics.roc_auc_score([0, 1] * 4, expected) != 0.5
 
 
 def test_scores_are_those_of_scikit_learn(tmp_path):

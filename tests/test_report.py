@@ -76,7 +76,7 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert np.allclose(axes.get_lines()[0].get_xydata(), np.column_stack([fpr, tpr]))
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "AUC {:.2f} [{:.2f}, {:.2f}]".format(results["auc"], *results["ci95"]["auc"]) in legend
-    assert f"threshold {common.THRESHOLD}" in legend
+    assert "threshold 0.5" in legend
     alone = results["baseline"]
     assert f"file properties alone, AUC {metrics.with_interval(alone, 'auc')}" in legend
     fpr, tpr, _ = sklearn.metrics.roc_curve(malignant, predictions["baseline"])

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 from conftest import REPOSITORY
+from scipy import special
 from tiny import (build_tiny, common, copy_program, finish_process, finish_run, import_tiny, make_films, prepare,
                   read_results, read_until, start_process, write_tiny)
 
@@ -369,7 +370,7 @@ def test_the_result_of_all_folds_pools_counts_and_averages_aucs(all_folds):
     _, _, folder, console = all_folds
     results = json.loads((folder / "metrics.json").read_text("utf-8"))
     predictions = pd.read_csv(folder / "predictions.csv").merge(pd.read_csv(folder / "split.csv"), on="path")
-    truth, scores = predictions["label_x"].eq("malignant").to_numpy(int), predictions["probability"].to_numpy()
+    truth, scores = predictions["label_x"].eq("malignant").to_numpy(int), special.expit(predictions["logit"])
     expected = metrics.measure(truth, scores, predictions["group"], 0, 0.5, predictions["fold_x"])
     assert {name: results[name] for name in expected} == expected
     aucs = [sklearn.metrics.roc_auc_score(truth[rows], scores[rows])

@@ -60,7 +60,8 @@ def test_the_files_agree_with_each_other(finished):
     assert split["group"].equals(split["patient_id"]), "no two phantoms show the same picture"
     assert split.groupby("patient_id")["split"].nunique().max() == 1
     predictions = pd.read_csv(run / "predictions.csv")
-    assert predictions.columns[:5].tolist() == ["path", "patient_id", "label", "probability", "predicted"]
+    columns = ["path", "patient_id", "label", "probability", "predicted", "logit"]
+    assert predictions.columns[:6].tolist() == columns
     assert predictions["path"].tolist() == split.loc[split["split"] == "validation", "path"].tolist()
     metrics = json.loads((run / "metrics.json").read_text("utf-8"))
     truth = predictions["label"].eq("malignant").to_numpy(int)

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 import pandas as pd
+from scipy import special
 
 from data import UserError, explain_write_errors, log, replace
 from data.films import CLASSES
@@ -72,6 +73,8 @@ def read_run(folder, place):
     films["fold"] = films.get("fold", row["FOLD"])  # FOLD "all" has a column
     if films.groupby("fold")["malignant"].nunique().min() < 2:
         raise UserError(f"{place / 'predictions.csv'} has a fold without one of the classes: {REMEDY}.")
+    if "logit" in films:  # which tells apart what is 1 in nine digits
+        films["probability"] = special.expit(films["logit"].astype(float))
     films["baseline"] = pd.to_numeric(films["baseline"], errors="coerce") if "baseline" in films else math.nan
     films["seed"], films["threshold"] = constants["SEED"], constants["THRESHOLD"]
     return row, films.assign(run=row["link"])

@@ -95,8 +95,9 @@ def average_folds(function, ranks):
 
 
 def score(films, probabilities, threshold, weights, ranks):
-    """Every metric in each of R resamples, as a table with columns NAMES; ranks: rank_films() of each fold."""
-    malignant, predicted = films["label"].to_numpy() == 1, probabilities >= threshold
+    """A dict of NAMES: float (R,), a metric in each of R resamples; ranks: rank_films() of each fold."""
+    labels = films["label"].to_numpy()
+    malignant, predicted = labels == 1, probabilities >= threshold
 
     def count(chosen):
         return weights[:, chosen].sum(axis=1)
@@ -104,32 +105,33 @@ def score(films, probabilities, threshold, weights, ranks):
     tp, fp = count(malignant & predicted), count(~malignant & predicted)
     fn, tn = count(malignant & ~predicted), count(~malignant & ~predicted)
     total = weights.sum(axis=1)
-    return pd.DataFrame({
+    return {
         "accuracy": (tp + tn) / total,
         "precision": tp / (tp + fp),
         "recall": tp / (tp + fn),
         "f1": 2 * tp / (2 * tp + fp + fn),
         "specificity": tn / (tn + fp),
-        "brier": weights @ (probabilities - films["label"]) ** 2 / total,
+        "brier": weights @ (probabilities - labels) ** 2 / total,
         "auc": average_folds(compute_auc, ranks),
         "average_precision": average_folds(compute_average_precision, ranks),
-    })
+    }
 
 
 @np.errstate(invalid="ignore")  # of 0 / 0
 def bootstrap(films, probabilities, threshold, seed, curves=()):
-    """(table, traced): columns NAMES, and a dict of the CURVES (1 + RESAMPLES, 101) that are asked for.
+    """A dict of NAMES: float (1 + RESAMPLES,), and of those of CURVES that are asked for: (1 + RESAMPLES, 101).
 
     The first row is that of the films, the others are those of resamples of their patients.
     """
-    labels, tables, traced = films["label"].to_numpy(), [], {name: [] for name in curves}
+    labels, folds = films["label"].to_numpy(), films.groupby("fold").indices.values()
+    parts = []
     for weights in draw_weights(films, seed):
-        ranks = [rank_films(labels[fold], probabilities[fold], weights[:, fold])
-                 for fold in films.groupby("fold").indices.values()]
-        tables.append(score(films, probabilities, threshold, weights, ranks))
+        ranks = [rank_films(labels[fold], probabilities[fold], weights[:, fold]) for fold in folds]
+        part = score(films, probabilities, threshold, weights, ranks)
         for name in curves:
-            traced[name].append(average_folds(CURVES[name], ranks))
-    return pd.concat(tables, ignore_index=True), {name: np.concatenate(parts) for name, parts in traced.items()}
+            part[name] = average_folds(CURVES[name], ranks)
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 # ---- intervals ---------------------------------------------------------------------------------
@@ -137,13 +139,13 @@ def bootstrap(films, probabilities, threshold, seed, curves=()):
 
 def count_patients(films, predicted):
     """How many patients decide each metric, as a dict; where films are ranked, those of the rarer class."""
-    malignant = films["label"] == 1
-    ranked = films.groupby("fold")["label"].transform("nunique") == 2
+    malignant, patients = films["label"].to_numpy() == 1, films["patient"].to_numpy()
+    ranked = films.groupby("fold")["label"].transform("nunique").to_numpy() == 2
 
     def count(chosen):
-        return films["patient"][chosen].nunique()
+        return len(np.unique(patients[chosen]))
 
-    everyone = films["patient"].nunique()
+    everyone = len(np.unique(patients))
     rarer = min(count(ranked & malignant), count(ranked & ~malignant))
     return {"accuracy": everyone, "precision": count(predicted), "recall": count(malignant),
             "f1": count(malignant), "specificity": count(~malignant), "brier": everyone,
@@ -164,15 +166,15 @@ def compute_excess(films, probabilities):
     return np.mean(shares) if shares else 0
 
 
-def remove_excess(table, films, probabilities):
-    """The table of bootstrap() with the average precision that many films would have."""
+def remove_excess(samples, films, probabilities):
+    """What bootstrap() gives, with the average precision that many films would have."""
     excess = compute_excess(films, probabilities)
-    unbiased = (table["average_precision"] - excess) / (1 - excess)
-    return table.assign(average_precision=unbiased.clip(lower=0))
+    unbiased = (samples["average_precision"] - excess) / (1 - excess)
+    return samples | {"average_precision": np.maximum(unbiased, 0)}
 
 
 def compute_variance(values):
-    """The variance over those resamples in which a metric is defined; values: (1 + RESAMPLES,), see bootstrap."""
+    """The variance over those resamples in which a metric is defined; values: (1 + RESAMPLES,)."""
     resamples = values[1:]
     defined = resamples[~np.isnan(resamples)]
     return np.var(defined) if len(defined) else 0.0
@@ -211,17 +213,16 @@ def compute_interval(value, margin, patients):
     return [float(min(low, 1 - unseen)), float(max(high, unseen))]
 
 
-def estimate_intervals(tables, patients):
-    """{name: [low, high]} of the mean over K trainings, from the table of each; patients: see count_patients."""
-    mean = sum(tables) / len(tables)
-    each = pd.DataFrame([table.iloc[0] for table in tables])
-
+def estimate_intervals(trainings, patients):
+    """{name: [low, high]} of the mean of K trainings, given bootstrap() of each; patients: see count_patients."""
     intervals = {}
     for name in NAMES:
-        parts = [(compute_variance(mean[name].to_numpy()), max(patients[name] - 1, 1))]
-        if len(tables) > 1:
-            parts.append((each[name].var() / len(tables), len(tables) - 1))
-        intervals[name] = compute_interval(mean[name][0], compute_margin(parts), patients[name])
+        each = np.array([samples[name] for samples in trainings])  # (K, 1 + RESAMPLES)
+        mean = each.mean(axis=0)
+        parts = [(compute_variance(mean), max(patients[name] - 1, 1))]
+        if len(each) > 1:
+            parts.append((np.var(each[:, 0], ddof=1) / len(each), len(each) - 1))
+        intervals[name] = compute_interval(mean[0], compute_margin(parts), patients[name])
     return intervals
 
 
@@ -229,7 +230,7 @@ def estimate_intervals(tables, patients):
 
 
 def to_json(values):
-    """A Series as a dict, in which what is undefined is None."""
+    """The same dict, in which what is undefined is None."""
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
 
 
@@ -246,10 +247,10 @@ def measure_with_curves(labels, probabilities, patients, seed=0, threshold=0.5, 
 
     predicted = probabilities >= threshold
     deciding = count_patients(films, predicted)
-    table, traced = bootstrap(films, probabilities, threshold, seed, curves)
-    unbiased = remove_excess(table, films, probabilities)
+    samples = bootstrap(films, probabilities, threshold, seed, curves)
+    unbiased = remove_excess(samples, films, probabilities)
     counts = sklearn.metrics.confusion_matrix(films["label"], predicted, labels=[0, 1]).ravel().tolist()
-    results = to_json(table.iloc[0]) | {
+    results = to_json({name: samples[name][0] for name in NAMES}) | {
         "ci95": estimate_intervals([unbiased], deciding),
         "confusion_matrix": dict(zip(("tn", "fp", "fn", "tp"), counts, strict=True)),
         "majority_baseline": float(films["label"].value_counts(normalize=True).max()),
@@ -258,11 +259,11 @@ def measure_with_curves(labels, probabilities, patients, seed=0, threshold=0.5, 
     }
 
     bands = {}
-    for name, curves in traced.items():
-        limits = pd.DataFrame(curves[1:]).quantile([0.025, 0.975])  # of those with both classes
+    for name in curves:
+        limits = pd.DataFrame(samples[name][1:]).quantile([0.025, 0.975])  # of those with both classes
         if deciding["auc"] < 2:  # a single patient says nothing about others
             limits = [np.zeros_like(GRID), np.ones_like(GRID)]
-        bands[name] = np.vstack([limits, curves[0]])
+        bands[name] = np.vstack([limits, samples[name][0]])
     return results, bands
 
 
@@ -283,13 +284,17 @@ def measure_trainings(labels, trainings, patients, seed=0, threshold=0.5, folds=
     intervals cover patients only.
     """
     films, trainings = tabulate(labels, patients, folds), np.asarray(trainings, float)
-    tables = [bootstrap(films, training, threshold, seed)[0] for training in trainings]
-    unbiased = [remove_excess(table, films, training) for table, training in zip(tables, trainings, strict=True)]
-    patients = pd.DataFrame([count_patients(films, training >= threshold) for training in trainings]).min()
-    each = pd.DataFrame([table.iloc[0] for table in tables])
-    return to_json(each.mean(skipna=False)) | {
+    values, unbiased, patients = [], [], []
+    for training in trainings:
+        samples = bootstrap(films, training, threshold, seed)
+        values.append({name: samples[name][0] for name in NAMES})
+        unbiased.append(remove_excess(samples, films, training))
+        patients.append(count_patients(films, training >= threshold))
+
+    values, patients = pd.DataFrame(values), pd.DataFrame(patients).min()
+    return to_json(values.mean(skipna=False)) | {
         "ci95": estimate_intervals(unbiased, patients),
-        "sd": to_json(each.std(skipna=False)),
+        "sd": to_json(values.std(skipna=False)),
         "trainings": len(trainings),
     }
 
@@ -302,7 +307,7 @@ def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, s
     """
     films = tabulate(labels, patients, folds)
     first_aucs, second_aucs = (  # (K, 1 + RESAMPLES)
-        np.array([bootstrap(films, training, 0.5, seed)[0]["auc"] for training in np.atleast_2d(setting)])
+        np.array([bootstrap(films, training, 0.5, seed)["auc"] for training in np.atleast_2d(setting)])
         for setting in (first, second))
     differences = first_aucs.mean(axis=0) - second_aucs.mean(axis=0)
     difference = float(differences[0])

@@ -9,7 +9,6 @@ import os
 import re
 import runpy
 import shlex
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import takewhile
@@ -21,6 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data import UserError, log, quote
+from data.dicom import import_pydicom, is_without_image, name_class
 from data.names import (ROUNDED, find_companions, first_known, is_nobody, match_patients, read_path, to_key,
                         to_side, to_view)
 
@@ -50,7 +50,7 @@ HINTS = {  # what to write where a label or a folder has another name
     r"bi.?rads?.*|[2-6][abc]?(\.0)?": "BI-RADS categories are no labels: write benign (often for 2) or malignant"
                                       " (often for 5 and 6), and leave out what is neither",
 }
-TAGS = ["PatientID", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence"]  # read before the pixels
+TAGS = ["PatientID", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence", "SOPClassUID"]
 MANY = 8  # films: a patient seldom has more
 PUBLIC, TEXT = "public PatientID", "text before side and view"  # sources of patients
 
@@ -272,30 +272,40 @@ def read_labels(file):
 
 
 def read_header(path):
-    """(PatientID, side, view) of a DICOM file, "" what it lacks. Raises UserError without pydicom."""
-    try:
-        import pydicom
-    except ModuleNotFoundError as error:
-        raise UserError("DICOM files need one more package: pip install pydicom") from error
-    warnings.filterwarnings("ignore", module="pydicom")  # of damaged tags, which they may quote
-    texts = dict.fromkeys(TAGS, "")
+    """(PatientID, side, view, kind) of a DICOM file, "" what it lacks. Raises UserError without pydicom.
+
+    kind: the name of its class where that has no image, as of a report.
+    """
+    pydicom = import_pydicom()
+    texts, kind = dict.fromkeys(TAGS, ""), ""
     with suppress(Exception):  # bad files are reported when read
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
+        kind = name_class(data)
         for tag in TAGS:
             texts[tag] = str(data.get(tag) or "").strip()
         code = data.ViewCodeSequence[0]
         named = to_view(code.get("CodeMeaning", "")) or to_view(code.get("CodeValue", ""))
         texts["ViewPosition"] = named or texts["ViewPosition"]
     side = to_side(texts["ImageLaterality"]) or to_side(texts["Laterality"])
-    return texts["PatientID"], side, to_view(texts["ViewPosition"])
+    return texts["PatientID"], side, to_view(texts["ViewPosition"]), kind if is_without_image(kind) else ""
 
 
 def read_headers(paths, folder):
-    """Table of PatientID, side and view of the DICOM files among `paths` (Series), "" for others."""
+    """Table of PatientID, side, view and kind of the DICOM files among `paths` (Series), "" for others."""
     dicom = [index for index, path in paths.items() if is_dicom(folder / path)]
     with ThreadPoolExecutor() as pool:  # for network drives
         rows = list(pool.map(read_header, [folder / path for path in paths[dicom]]))
-    return pd.DataFrame(rows, dicom, ["PatientID", "side", "view"], dtype=str).reindex(paths.index, fill_value="")
+    names = ["PatientID", "side", "view", "kind"]
+    return pd.DataFrame(rows, dicom, names, dtype=str).reindex(paths.index, fill_value="")
+
+
+def drop_what_has_no_image(films, headers):
+    """(films, headers) without reports, presentation states, a DICOMDIR and the like, which are named."""
+    other = headers["kind"].ne("")
+    if other.any():
+        log.warning("%d DICOM objects without an image are ignored (%s): %s", other.sum(),
+                    ", ".join(sorted({*headers["kind"][other]})), list_some(films["path"][other].tolist()))
+    return films[~other].reset_index(drop=True), headers[~other].reset_index(drop=True)
 
 
 def name_sides(films, headers, named):
@@ -453,6 +463,8 @@ def find_films(folder):
         films, ignored = (read_labels(file), []) if file.is_file() else read_folders(folder)
         companions = films["path"].isin(log_companions(films["path"]))
         films = films[~companions].sort_values("path", ignore_index=True)
+        headers = read_headers(films["path"], folder)
+        films, headers = drop_what_has_no_image(films, headers)
         if missing := [label for label in CLASSES if label not in {*films["label"]}]:
             refuse(folder, missing, ignored)
     except OSError as error:
@@ -464,7 +476,6 @@ def find_films(folder):
         log.warning("%s: films without one are not used", NORMAL)
     paths = drop_shared_folders(films["path"])
     named = pd.DataFrame(map(read_path, paths), columns=["side", "view", "text"], dtype=str)
-    headers = read_headers(films["path"], folder)
     films = name_sides(films, headers, named)
     ids, tags = find_ids(films["patient_id"], "patient_id"), find_ids(headers["PatientID"], "PatientID")
     sources = find_sources(ids, paths, tags, named["text"])

@@ -160,7 +160,7 @@ def test_a_patient_is_scored_by_breast_and_patients_with_both_are_counted(tmp_pa
                        side=["left", "left", "right", "right", "left", "left", "right", ""])
     predictions = films[["path", "patient_id", "label"]].assign(
         probability=[0.1, 0.1, 0.8, 0.8, 0.3, 0.2, 0.1, 0.4], predicted="benign")
-    results = score(predictions, np.zeros((8, 2, 2)), films, settings)["per_patient"]
+    results = score(predictions, np.zeros((8, 2, 2)), films, settings)[0]["per_patient"]
     assert results["confusion_matrix"] == {"tn": 2, "fp": 0, "fn": 0, "tp": 1}, "0.4 is the mean of all four films"
     assert results["both_breasts"] == 1
 

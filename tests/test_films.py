@@ -139,6 +139,23 @@ def test_a_missing_class_shows_what_was_ignored_and_what_to_do(make, tmp_path, n
         films.find_films(tmp_path / "data")
 
 
+@pytest.mark.parametrize("table", [False, True])
+def test_reports_presentation_states_and_a_directory_are_ignored_and_named(make, caplog, table):
+    folder = make("benign/a.png", "malignant/b.png")
+    uid = pydicom.uid
+    for name, kind in (("benign/report.dcm", uid.MammographyCADSRStorage),
+                       ("malignant/DICOMDIR", uid.MediaStorageDirectoryStorage),
+                       ("malignant/state", uid.GrayscaleSoftcopyPresentationStateStorage),
+                       ("benign/film.dcm", uid.DigitalMammographyXRayImageStorageForPresentation)):
+        write_dicom(folder / name, np.arange(4).reshape(2, 2), SOPClassUID=kind)
+    if table:
+        rows = [f"{path.relative_to(folder).as_posix()},{path.parent.name}" for path in folder.glob("*/*")]
+        (folder / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    assert films.find_films(folder)["path"].tolist() == ["benign/a.png", "benign/film.dcm", "malignant/b.png"]
+    assert "3 DICOM objects without an image are ignored (Grayscale Softcopy" in caplog.text
+    assert "'benign/report.dcm', 'malignant/DICOMDIR', 'malignant/state'" in caplog.text
+
+
 @pytest.mark.skipif(os.name == "nt", reason="rights work otherwise there")
 def test_what_may_not_be_read_is_named(make):
     folder = make("benign/deep/a.png", "malignant/b.png")

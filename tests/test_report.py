@@ -109,7 +109,7 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     expected = select_cases(predictions, 0.5)
     texts = read_texts(figures["grad_cam_example.png"])
     assert {f"P(malignant) {p:.2f}" for p in expected["probability"]} <= set(texts)
-    assert len(figures) == 6 + len(expected)
+    assert len(figures) == 7 + len(expected)
 
 
 def test_where_no_film_is_predicted_malignant_the_precision_is_undefined_everywhere(written):

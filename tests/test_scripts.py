@@ -16,7 +16,8 @@ from data.results.metrics import measure
 NAMES = ("resnet50", "vgg16")
 FILES = {"settings.json", "split.csv", "history.csv", "training_curves.png", "metrics.json", "predictions.csv",
          "confusion_matrix.png", "roc_curve.png", "precision_recall.png", "calibration.png", "gradcam",
-         "grad_cam_example.png", "model.keras", "summary.md", "maps.npy", "fingerprints.npy"}
+         "grad_cam_example.png", "films.png", "model.keras", "summary.md", "maps.npy", "fingerprints.npy",
+         "properties.csv"}
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ MODES = {  # of Pillow that are read, and what they are first turned to
     "CMYK": "RGB", "YCbCr": "RGB", "I;16": None, "I;16L": None, "I;16B": None, "I": None,
 }
 ORIENTATION, WIDTH, HEIGHT, BITS_PER_SAMPLE = 274, 256, 257, 258  # tags of EXIF 2.3 and TIFF 6.0
+EXIF_TEXTS = {"xmp", "Raw profile type exif"}  # in which PNG may hold ORIENTATION, too
 COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 259, 262, 277, 284, 338, 339
 STRIP_OFFSETS, STRIP_BYTES, STRIP_HEIGHT = 273, 279, 278
 TILE_OFFSETS, TILE_BYTES, TILE_WIDTH, TILE_HEIGHT = 324, 325, 322, 323
@@ -280,6 +281,14 @@ def to_grey(pixels, blue_first):
     return grey
 
 
+def find_orientation(image, content):
+    """The orientation of EXIF 2.3, 1 to 8, of an image of Pillow; content: bytes of its file."""
+    may_be_turned = b"eXIf" in content or not EXIF_TEXTS.isdisjoint(image.info)
+    if image.format == "PNG" and not may_be_turned:
+        return 1  # Pillow would decode the film to look for the tag at its end
+    return image.getexif().get(ORIENTATION, 1)
+
+
 def turn_upright(grey, orientation):
     """A film (H, W) as viewers show it: orientation is that of EXIF 2.3, 1 to 8, 1 where it is upright."""
     if orientation in (5, 6, 7, 8):
@@ -297,10 +306,8 @@ def read_picture(path):
     image = open_picture(content)
     pixels, blue_first = decode_picture(image, content)
     grey = to_grey(pixels, blue_first)
-    is_turned = image.format == "TIFF"  # by its decoder
-    is_upright = image.format == "PNG" and b"eXIf" not in content  # to ask Pillow would decode it again
-    if not is_turned and not is_upright:
-        grey = turn_upright(grey, image.getexif().get(ORIENTATION, 1))
+    if image.format != "TIFF":  # which is turned when it is decoded
+        grey = turn_upright(grey, find_orientation(image, content))
 
     kind = {"PPM": "PNM"}.get(image.format, image.format)
     container = f"{8 * grey.itemsize} bit {kind}"

@@ -16,7 +16,7 @@ import pandas as pd
 import pydicom
 import pytest
 from conftest import REPOSITORY, write_dicom
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data import UserError, dicom, duplicates, reading
 
@@ -209,6 +209,10 @@ def test_films_are_turned_as_viewers_show_them(suffix, orientation):
         start = content.index(b"eXIf") - 4
         end = start + 12 + int.from_bytes(content[start : start + 4], "big")
         Path("film.png").write_bytes(content[:start] + content[end:-12] + content[start:end] + content[-12:])
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", f'<rdf:Description tiff:Orientation="{orientation}"/>')
+        stored.save("text.png", pnginfo=text)
+        assert is_read_right(Path("text.png"))
     assert is_read_right(Path(f"film{suffix}"), tolerance=4)
     _, row = reading.read_image(Path(f"film{suffix}"))
     assert (row["film_width"], row["film_height"]) == (40, 60), "as lesion boxes count"

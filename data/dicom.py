@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -15,6 +16,7 @@ from collections import namedtuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from data import MAX_PIXELS, UserError
 
@@ -24,12 +26,19 @@ LABEL_EDGES = 0.01  # share of the pixels that may lie between tissue and the wh
 MAX_BYTES = 8 * MAX_PIXELS  # of a file after inflation
 JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG or JPEG-LS header with the size
 HIERARCHICAL, EXTENSION, SCAN = 0xDE, 0xF8, 0xDA  # other markers: sizes stand elsewhere, too; pixels begin
+LARGE = 4  # kind of EXTENSION that holds the size; others hold parameters
 JPEG_START, JPEG2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"  # of a compressed stream
+JP2_START = b"\x00\x00\x00\x0cjP  "  # of a file around a JPEG 2000 stream, which DICOM forbids
+TILE_START = rb"\xff\x90\x00\x0a(..)"  # in a JPEG 2000 stream, with the number of the tile
+LIMIT = 1e100  # what is larger, or no number, is refused
+UNDEFINED = 0xFFFFFFFF  # length of compressed pixels
+LARGEST = 2**16  # no whole number in a header is as large
+DAMAGED = "its compressed pixels are damaged or of an unusual kind; export it uncompressed"
 STREAM_END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000 streams; a few padding bytes may follow
 TAIL = 10  # last bytes of a stream, among which its end has to be
 
 Pixels = namedtuple("Pixels", "rows columns allocated stored high signed inverted")  # see read_pixel_tags
-Stream = namedtuple("Stream", "rows columns samples precision signed")  # see read_stream_header
+Stream = namedtuple("Stream", "rows columns samples precision signed tiles")  # see read_stream_header
 
 
 # ---- grey values -------------------------------------------------------------------------------
@@ -112,7 +121,7 @@ def open_dicom(path):
         if has_preamble:
             check_inflated_size(path, pydicom)
         data = pydicom.dcmread(path, force=True)
-        if not has_preamble and "Rows" not in data:
+        if not has_preamble and "Rows" not in data and "SOPClassUID" not in data:
             raise UserError("not a DICOM file, in spite of its name")
 
         if "TransferSyntaxUID" not in data.file_meta:
@@ -155,16 +164,16 @@ def read_number(data, keyword, default=None):
             return default
 
         number = float(str(value))  # of text and bytes, too
-        if not math.isfinite(number):
+        if not abs(number) < LIMIT:
             raise UserError(f"{name} in its header is no number")
         return number
 
 
 def read_integer(data, keyword, default=None):
-    """read_number for whole numbers."""
+    """read_number for whole numbers from 0 to LARGEST: what is larger may be a date of birth or a PatientID."""
     number = read_number(data, keyword, default)
-    if number != int(number):
-        raise UserError(f"{describe_tag(keyword)} in its header is no whole number")
+    if number != int(number) or not 0 <= number < LARGEST:
+        raise UserError(f"{describe_tag(keyword)} in its header is no whole number that can be right")
     return int(number)
 
 
@@ -185,7 +194,9 @@ def check_kind(data):
         raise UserError("a raw detector image (FOR PROCESSING), which is not made to be looked at: export the film"
                         " for presentation")
 
-    if not data.get_item("PixelData"):
+    with refuse("its image is damaged"):
+        element = data.get_item("PixelData")
+    if not isinstance(element, import_pydicom().dataelem.RawDataElement):  # as that of a value that is there
         raise UserError("its image is missing: the DICOM file is cut off, or the pixels were removed")
 
     frames = read_integer(data, "NumberOfFrames", 1) or 1
@@ -233,42 +244,92 @@ def read_pixel_tags(data):
 
 
 def read_stream_header(frame):
-    """Stream: what a compressed stream says of itself; signed is None where it does not say.
+    """Stream: what a compressed stream says of itself; signed is None and tiles is 0 where it does not say.
 
     frame: bytes of JPEG (ITU-T T.81), JPEG-LS (T.87) or JPEG 2000 (T.800).
     """
     if frame.startswith(JPEG2000_START):
-        right, bottom, left, top = struct.unpack(">4I", frame[8:24])
+        right, bottom, left, top, *tile = struct.unpack(">8I", frame[8:40])
         samples, precision = struct.unpack(">HB", frame[40:43])
-        return Stream(bottom - top, right - left, samples, precision % 128 + 1, precision >= 128)
+        tile_width, tile_height, tile_left, tile_top = tile
+        tiles = math.ceil((right - tile_left) / tile_width) * math.ceil((bottom - tile_top) / tile_height)
+        return Stream(bottom - top, right - left, samples, precision % 128 + 1, precision >= 128, tiles)
 
     position = 2
     while True:
         marker, length = struct.unpack(">xBH", frame[position : position + 4])
         if marker in JPEG_SIZES:
             precision, rows, columns, samples = struct.unpack(">BHHB", frame[position + 4 : position + 10])
-            return Stream(rows, columns, samples, precision, None)
-        if marker in (HIERARCHICAL, EXTENSION, SCAN):
+            return Stream(rows, columns, samples, precision, None, 0)
+        if marker in (HIERARCHICAL, SCAN) or (marker == EXTENSION and frame[position + 4] == LARGE):
             raise ValueError("the size of the image is not where it has to be")
         position += 2 + length if marker != 0xFF else 1  # fill bytes may come before a marker
 
 
-def join_fragments(value, several):
-    """The one compressed frame in the value of Pixel Data: bytes. Raises UserError(several) if there are more."""
+def join_fragments(value):
+    """The one compressed frame in the value of Pixel Data: bytes. Raises UserError where there are several."""
     encaps = import_pydicom().encaps
-    buffer = io.BytesIO(value)
-    offsets = encaps.parse_basic_offsets(buffer)
-    fragments = list(encaps.generate_fragments(buffer))
-    is_jpeg = fragments[0].startswith((JPEG_START, JPEG2000_START))
-    starts = [part for part in fragments if not is_jpeg or part.startswith((JPEG_START, JPEG2000_START))]
-    if len(offsets) > 1 or len(starts) > 1:
-        raise UserError(several)
-    return b"".join(fragments)
+    starts = JPEG_START, JPEG2000_START, JP2_START
+    with refuse(DAMAGED):
+        buffer = io.BytesIO(value)
+        offsets = encaps.parse_basic_offsets(buffer)
+        fragments = list(encaps.generate_fragments(buffer))
+        has_start = fragments[0].startswith(starts)
+
+    frames = [part for part in fragments if not has_start or part.startswith(starts)]
+    if len(offsets) > 1 or len(frames) > 1:
+        raise UserError("its image has several frames: not a single film")
+    frame = b"".join(fragments)
+    return frame[max(0, frame.find(JPEG2000_START)) :] if frame.startswith(JP2_START) else frame
+
+
+def unpack_bits(packed, count):
+    """The first `count` bytes that PackBits (TIFF 6.0, section 9) unpacks: uint8 (N,). ValueError for fewer."""
+    return np.frombuffer(Image.frombytes("L", (count, 1), packed, "packbits", "L").tobytes(), np.uint8)
+
+
+def decode_rle(frame, pixels):
+    """The pixels of an RLE frame as stored: uint8 or uint16 (H, W). Raises UserError.
+
+    PS3.5 annex G: a segment holds one byte of each pixel, the first segment the highest. pydicom is slower, and
+    passes over surplus pixels, so that films are sheared. Less than a line of them is padding.
+    """
+    size, line = pixels.rows * pixels.columns, min(pixels.rows, pixels.columns)
+    with refuse(DAMAGED):
+        count, *starts = struct.unpack("<16I", frame[:64])
+        if 8 * count != pixels.allocated:
+            raise ValueError("another number of bits")
+        ends = [*starts[1:count], len(frame)]
+        segments = [frame[start:end] for start, end in zip(starts[:count], ends, strict=True)]
+        planes = [unpack_bits(segment, size) for segment in segments]
+
+    for segment in segments:
+        with contextlib.suppress(ValueError):
+            unpack_bits(segment, size + line)
+            raise UserError(f"its header declares {pixels.columns} x {pixels.rows} pixels, but its compressed"
+                            " image has more")
+    return np.stack(planes, axis=-1).view(f">u{count}").astype(f"u{count}").reshape(pixels.rows, pixels.columns)
+
+
+def check_length(element, pixels):
+    """Raise UserError where uncompressed pixels are more or fewer than declared; element: of Pixel Data."""
+    expected, found = pixels.rows * pixels.columns * pixels.allocated // 8, len(element.value)
+    if found < element.length:
+        raise UserError(f"the file is cut off: it has {found} of {element.length} bytes of pixels")
+    if found not in (expected, expected + expected % 2):  # a value of odd length is padded
+        raise UserError(f"its header declares {pixels.columns} x {pixels.rows} pixels of {pixels.allocated} bits,"
+                        f" which are {expected} bytes, but it has {found}")
+
+
+def raise_depth(pixels, stream):
+    """Raise the UserError of a stream with other bits than declared."""
+    raise UserError(f"its header declares {pixels.stored} bits a pixel, but its compressed image has"
+                    f" {stream.precision}")
 
 
 def check_stream(frame, pixels):
     """Hold what a JPEG stream says of itself against the header, before it is decoded: Stream, or UserError."""
-    with refuse("its compressed pixels are damaged"):
+    with refuse(DAMAGED):
         stream = read_stream_header(frame)
 
     if (stream.rows, stream.columns) != (pixels.rows, pixels.columns):
@@ -276,10 +337,10 @@ def check_stream(frame, pixels):
                         f" has {stream.columns} x {stream.rows}")
     if stream.samples != 1:
         raise UserError(f"its header declares a grey image, but its compressed image has {stream.samples} colours")
-    if stream.precision > pixels.allocated or stream.precision < pixels.stored < 16:  # 16 is often said of fewer
-        raise UserError(f"its header declares {pixels.stored} bits a pixel, but its compressed image has"
-                        f" {stream.precision}")
-    if STREAM_END not in frame[-TAIL:]:
+    if stream.precision > pixels.allocated:
+        raise_depth(pixels, stream)
+    tiles = set(re.findall(TILE_START, frame, re.DOTALL))
+    if STREAM_END not in frame[-TAIL:] or len(tiles) < stream.tiles:
         raise UserError("its compressed image ends too early: the film was cut off when it was copied")
     return stream
 
@@ -291,30 +352,28 @@ def decode(data, pixels):
         syntax = data.file_meta.TransferSyntaxUID
         compressed = syntax.is_encapsulated
     element = data.get_item("PixelData")
-    if compressed != (element.length == 0xFFFFFFFF):
+    if compressed != (element.length == UNDEFINED):
         raise UserError(f"its header says that the pixels are {'' if compressed else 'not '}compressed, but"
                         f" they are {'not' if compressed else 'compressed'}")
 
-    stream, expected = None, pixels.rows * pixels.columns * pixels.allocated // 8
+    source, stream = element.value, None
     if compressed:
-        with refuse("its compressed pixels are damaged"):
-            frame = join_fragments(element.value, "its image has several frames: not a single film")
-        if syntax != pydicom.uid.RLELossless:
-            stream = check_stream(frame, pixels)
-    elif len(element.value) < element.length:
-        raise UserError(f"the file is cut off: it has {len(element.value)} of {element.length} bytes of pixels")
-    elif len(element.value) not in (expected, expected + expected % 2):  # a value of odd length is padded
-        raise UserError(f"its header declares {pixels.columns} x {pixels.rows} pixels of {pixels.allocated} bits,"
-                        f" which are {expected} bytes, but it has {len(element.value)}")
+        frame = join_fragments(element.value)
+        if syntax == pydicom.uid.RLELossless:
+            return decode_rle(frame, pixels), None
+        stream = check_stream(frame, pixels)
+        source = pydicom.encaps.encapsulate([frame])  # what is decoded is what was checked
+    else:
+        check_length(element, pixels)
 
     with refuse(f"its compression ({syntax.name}) cannot be read; export it uncompressed"):
         decoder = pydicom.pixels.get_decoder(syntax)
     if not decoder.is_available:
         raise UserError(f"its compression ({syntax.name}) needs more packages: pip install pylibjpeg"
                         " pylibjpeg-libjpeg pylibjpeg-openjpeg")
-    with refuse("its compressed pixels are damaged" if compressed else "its pixels cannot be read"):
+    with refuse(DAMAGED if compressed else "its pixels cannot be read"):
         raw, _ = decoder.as_array(
-            element.value, raw=True, rows=pixels.rows, columns=pixels.columns, samples_per_pixel=1,
+            source, raw=True, rows=pixels.rows, columns=pixels.columns, samples_per_pixel=1,
             number_of_frames=1, photometric_interpretation="MONOCHROME2", bits_allocated=pixels.allocated,
             bits_stored=pixels.stored, pixel_representation=0, pixel_keyword="PixelData",
             pixel_vr=element.VR or "OW", correct_unused_bits=False, apply_j2k_sign_correction=False)
@@ -349,10 +408,10 @@ def find_overlay_bits(data):
     """The bits of a pixel that hold overlays, as a sum of powers of 2 (PS3.3 C.9.2, retired)."""
     overlays = 0
     for group in range(0x6000, 0x6020, 2):
-        position = data.get((group, 0x0102))
-        if position is not None and (group, 0x3000) not in data:
-            with refuse("Overlay Bit Position in its header is no number"):
-                overlays |= 1 << int(position.value)
+        with refuse("Overlay Bit Position in its header is no number"):
+            position = data.get((group, 0x0102))
+            if position is not None and position.value and (group, 0x3000) not in data:
+                overlays |= 1 << min(int(position.value), 16)
     return overlays
 
 
@@ -385,6 +444,14 @@ def read_values(data, counts, pixels, stream):
     return to_signed(values, pixels.stored) if pixels.signed else values, padding
 
 
+def find_table(data, keyword):
+    """The first lookup table of a sequence; None where it is missing or empty. Raises UserError."""
+    with refuse("a lookup table in its header is damaged"):
+        sequence = data.get(keyword)
+        item = sequence[0] if sequence else None
+        return item if item and (item.get("LUTDescriptor") or item.get("LUTData")) else None
+
+
 def read_table(item, little_endian):
     """(table, first, depth) of a lookup table: uint16 (N,), the value that its first entry is for, bits in use.
 
@@ -411,10 +478,10 @@ def read_table(item, little_endian):
 
 
 def look_up(table, first, values):
-    """The entries of a lookup table for values, int (N,); beyond its ends the last entry counts."""
+    """The entries of a lookup table for values (N,), which are rounded; beyond its ends the last entry counts."""
     if values.min() < 0 and first >= 2**15:  # a negative number, written without sign
         first -= 2**16
-    return table[(values - first).clip(0, len(table) - 1)]
+    return table[np.rint(values - first).clip(0, len(table) - 1).astype(int)]
 
 
 def apply_window(data, levels):
@@ -431,7 +498,7 @@ def apply_window(data, levels):
         raise UserError(f"Window Width in its header is {width:g}, so that nothing would be seen")
 
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (levels - center) / width))
+        return (1 + np.tanh(2 * (levels - center) / width)) / 2
     if function == "LINEAR":
         center, width = center - 0.5, max(width - 1, 1e-6)  # a width of 1 is a step
     return ((levels - center) / width + 0.5).clip(0, 1)
@@ -444,19 +511,17 @@ def find_quantile(values, counts, share):
     return int(values[order][np.searchsorted(below, share * (below[-1] - 1), side="right")])
 
 
-def render(data, values, counts, pixels):
+def render(data, values, counts, pixels, stream):
     """(grey, row): the brightness of each stored number, uint16, and what read_dicom tells of the film.
 
     values: of read_values; counts: how many pixels have each, without padding. What a lookup table or a window
     decides is scaled to 16 bits. Otherwise the values themselves count.
     """
     little_endian = data.file_meta.TransferSyntaxUID.is_little_endian
-    with refuse("a lookup table in its header is damaged"):
-        modality, voi = data.get("ModalityLUTSequence"), data.get("VOILUTSequence")
-
+    modality, voi = find_table(data, "ModalityLUTSequence"), find_table(data, "VOILUTSequence")
     levels, slope, brightness = values, 1, None
     if modality:
-        table, first, depth = read_table(modality[0], little_endian)
+        table, first, depth = read_table(modality, little_endian)
         levels = look_up(table, first, values).astype(int)
         brightness = levels / (2**depth - 1)
     else:
@@ -465,8 +530,8 @@ def render(data, values, counts, pixels):
         if slope == 0:
             raise UserError("Rescale Slope in its header is 0, so that all pixels would be equal")
     if voi:
-        table, first, depth = read_table(voi[0], little_endian)
-        brightness = look_up(table, first, np.rint(levels).astype(int)) / (2**depth - 1)
+        table, first, depth = read_table(voi, little_endian)
+        brightness = look_up(table, first, levels) / (2**depth - 1)
     elif (windowed := apply_window(data, levels)) is not None:
         brightness = windowed
 
@@ -476,6 +541,8 @@ def render(data, values, counts, pixels):
         container += " with LUT" if modality or voi else " with window"
         grey, depth, unsure = np.rint(brightness * 65535), 16, False
     else:
+        if stream and stream.precision < pixels.stored < 16:  # which of them is white; 16 is often said of fewer
+            raise_depth(pixels, stream)
         lowest = find_quantile(values, counts, OUTLIERS) if pixels.signed else 0
         grey = (values - min(0, lowest)).clip(0, 65535)  # few of the values below 0 are in use
 
@@ -506,6 +573,6 @@ def read_dicom(path):
     if not counts.any():
         raise UserError("all its pixels are padding")
 
-    grey, row = render(data, values, counts, pixels)
+    grey, row = render(data, values, counts, pixels, stream)
     grey[padding] = 0  # after all else, so that padding is black in negatives, too
     return cv2.LUT(raw, grey), row

@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from data import MAX_PIXELS, UserError, dicom, duplicates, explain_write_errors, log, replace
-from data.dicom import count_values, find_depth, read_dicom
+from data.dicom import count_values, find_depth, read_dicom, unpack_bits
 from data.films import LESION_BOXES, is_dicom, list_some
 
 IMAGE_SIZE = 224  # pixels, both ways
@@ -43,9 +43,15 @@ MODES = {  # of Pillow that are read, and what they are first turned to
     "CMYK": "RGB", "YCbCr": "RGB", "I;16": None, "I;16L": None, "I;16B": None, "I": None,
 }
 ORIENTATION, WIDTH, HEIGHT, BITS_PER_SAMPLE = 274, 256, 257, 258  # tags of EXIF 2.3 and TIFF 6.0
-COMPRESSION, PHOTOMETRIC, PLANAR = 259, 262, 284
-STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES = 273, 279, 324, 325
-DEFLATE, PACKBITS = (8, 32946), 32773  # values of COMPRESSION
+EXIF_TEXTS = {"xmp", "Raw profile type exif"}  # in which PNG may hold ORIENTATION, too
+COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 259, 262, 277, 284, 338, 339
+STRIP_OFFSETS, STRIP_BYTES, STRIP_HEIGHT = 273, 279, 278
+TILE_OFFSETS, TILE_BYTES, TILE_WIDTH, TILE_HEIGHT = 324, 325, 322, 323
+NO_COMPRESSION, DEFLATE, PACKBITS = 1, (8, 32946), 32773  # values of COMPRESSION
+WHITE_IS_ZERO, YCBCR = 0, 6  # values of PHOTOMETRIC
+UNSIGNED, ALPHA = {1, 4}, (2,)  # values of SAMPLE_FORMAT, and of EXTRA_SAMPLES where it is not in the colours yet
+NO_FILE = "no file, or a link that leads nowhere"
+BEYOND = "its pixels are negative or need more than 16 bits; save it with 8 or 16 bits, unsigned"
 READERS = ("numpy", "opencv", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm", "pillow")  # what decodes films
 warnings.filterwarnings("ignore", module="PIL")  # of tags that no one here reads
 RELEASES = [f"{found.name} {found.version}" for found in distributions()
@@ -93,76 +99,130 @@ def open_picture(content):
         raise UserError(f"{width} x {height} pixels, which is larger than any film")
     if pages > 1:
         raise UserError(f"{pages} pages or pictures in one file; save the one that is the film")
+    if image.format == "PNG" and image.mode != "P" and "transparency" in image.info:
+        raise UserError("a PNG in which one grey value or colour is transparent; save it without transparency")
     if image.mode not in MODES:
         raise UserError("its pixels are neither grey nor red, green and blue of 8 or 16 bits; save it in grey")
     return image
 
 
-def count_unpacked(strip):
-    """How many bytes a PackBits strip unpacks to (TIFF 6.0, section 9); nothing where its last run is cut off."""
-    place = unpacked = 0
-    while place < len(strip):
-        head = strip[place]
-        if head < 128:  # as many bytes follow, and one more
-            place += head + 2
-            unpacked += head + 1
-        elif head > 128:  # the next byte is repeated; 128 itself means nothing
-            place += 2
-            unpacked += 257 - head
-        else:
-            place += 1
-    return unpacked if place == len(strip) else 0
+def check_chunks(content):
+    """Raise an error where a chunk of a PNG reaches beyond its end: OpenCV would reserve gigabytes for it."""
+    place = 8
+    while content[place + 4 : place + 8] != b"IEND":
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+        if place >= len(content):
+            raise ValueError("a chunk is cut off")
 
 
-def check_strips(tags, content):
-    """Raise an error for damaged strips of a TIFF that the decoders pass over; tags: of Pillow.
+def find_parts(tags):
+    """(offsets, lengths, sizes) of the strips or tiles of a TIFF; tags: of Pillow.
 
-    They look neither at the checksum of deflate nor at the length of PackBits. LZW has none: Pillow finds its
+    sizes: (least, most) bytes of each, unpacked: the last strip of a plane may be shorter than the others, or not.
+    """
+    width, height = tags[WIDTH], tags[HEIGHT]
+    bits, samples = tags.get(BITS_PER_SAMPLE, (1,))[0], tags.get(SAMPLES, 1)
+    planes = samples if tags.get(PLANAR) == 2 else 1
+
+    if TILE_OFFSETS in tags:
+        size = math.ceil(tags[TILE_WIDTH] * bits * samples / planes / 8) * tags[TILE_HEIGHT]
+        count = math.ceil(width / tags[TILE_WIDTH]) * math.ceil(height / tags[TILE_HEIGHT])
+        return tags[TILE_OFFSETS], tags[TILE_BYTES], [(size, size)] * count * planes
+
+    row = math.ceil(width * bits * samples / planes / 8)
+    rows = min(tags.get(STRIP_HEIGHT, height), height)
+    sizes = [(row * min(rows, height - top), row * rows) for top in range(0, height, rows)]
+    return tags[STRIP_OFFSETS], tags[STRIP_BYTES], sizes * planes
+
+
+def check_part(part, compression, least, most):
+    """Raise an error where a strip or a tile of a TIFF does not unpack to `least` to `most` bytes."""
+    if compression == PACKBITS:
+        unpack_bits(part, least)
+        unpacked = least
+        with contextlib.suppress(ValueError):
+            unpacked = len(unpack_bits(part, most + 1))
+    elif compression in DEFLATE:
+        inflater = zlib.decompressobj()
+        unpacked = len(inflater.decompress(part, most + 1))
+        if not inflater.eof:
+            raise ValueError("no end, or another checksum")
+    else:
+        unpacked = len(part)
+
+    if not least <= unpacked <= most:
+        raise ValueError("another number of bytes")
+
+
+def check_parts(tags, content):
+    """Raise an error for damage in a TIFF that the decoders pass over; tags: of Pillow.
+
+    They look neither at the checksum of deflate nor at the number of bytes. LZW has no checksum: Pillow finds its
     damage where a code is impossible.
     """
-    offsets, lengths = (STRIP_OFFSETS, STRIP_BYTES) if STRIP_OFFSETS in tags else (TILE_OFFSETS, TILE_BYTES)
-    strips = [content[start : start + length] for start, length in zip(tags[offsets], tags[lengths], strict=True)]
-    if tags.get(COMPRESSION) in DEFLATE:
-        for strip in strips:
-            zlib.decompress(strip)
+    compression = tags.get(COMPRESSION, NO_COMPRESSION)
+    has_small_colours = tags.get(PHOTOMETRIC) == YCBCR  # which may be of lower resolution than the grey
+    if has_small_colours or compression not in (NO_COMPRESSION, *DEFLATE, PACKBITS):
+        return
 
-    if tags.get(COMPRESSION) == PACKBITS and offsets == STRIP_OFFSETS:
-        row = math.ceil(tags[WIDTH] * sum(tags.get(BITS_PER_SAMPLE, (1,))) / 8)
-        if sum(map(count_unpacked, strips)) != row * tags[HEIGHT]:
-            raise ValueError("another number of bytes")
+    offsets, lengths, sizes = find_parts(tags)
+    for start, length, (least, most) in zip(offsets, lengths, sizes, strict=True):
+        check_part(content[start : start + length], compression, least, most)
 
 
-def check_tiff(image):
-    """Whether a TIFF has colours of 16 bits, which Pillow would round. UserError for what is not read right."""
-    tags = image.tag_v2
+def check_tiff(tags, mode):
+    """Whether a TIFF has colours of 16 bits, which Pillow would round; tags, mode: of Pillow.
+
+    Raises UserError for what is not read right.
+    """
     is_deep = max(tags.get(BITS_PER_SAMPLE, (1,))) > 8
-    if is_deep and tags.get(PHOTOMETRIC) == 0:
+    if not is_deep and not UNSIGNED.issuperset(tags.get(SAMPLE_FORMAT, UNSIGNED)):
+        raise UserError(BEYOND)
+    if is_deep and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         raise UserError("a TIFF of 16 bits in which 0 is white; save it with 0 as black")
-    has_deep_colours = is_deep and not image.mode.startswith("I")
+    has_deep_colours = is_deep and not mode.startswith("I")
     if has_deep_colours and tags.get(PLANAR) == 2:
         raise UserError("a TIFF of 16 bits with one plane for each colour; save it in grey")
     return has_deep_colours
 
 
+def parse_numbers(text):
+    """The numbers in the text of a PNM file, without comments: int32 (N,). UserError for other text."""
+    try:
+        return np.fromstring(re.sub(rb"#[^\r\n]*", b"", text), np.int32, sep=" ")
+    except ValueError as error:
+        raise UserError("its pixels are no numbers") from error
+
+
 def decode_pnm(content):
-    """The pixels of a binary PGM or PPM file: uint8 or uint16 (H, W) or (H, W, 3). Raises UserError.
+    """The pixels of a PGM or PPM file: uint8 or uint16 (H, W) or (H, W, 3). Raises UserError.
 
     They are scaled so that the maxval of the header is white, as Netpbm defines it.
     """
-    header = re.match(rb"P([56])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d{1,5})" + rb"\s", content)
+    header = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+0*(\d{1,5})" + rb"(?:\r\n|\s)", content)
     if not header:
         raise UserError("a PNM file with a damaged header")
     width, height, maxval = (int(number) for number in header.groups()[1:])
-    shape = (height, width) if header[1] == b"5" else (height, width, 3)
+    shape = (height, width) if header[1] in b"25" else (height, width, 3)
     dtype, white = (np.dtype(np.uint8), 255) if maxval < 256 else (np.dtype(">u2"), 65535)
 
-    count = math.prod(shape)
-    if len(content) - header.end() < count * dtype.itemsize:
+    count, start = math.prod(shape), header.end()
+    if header[1] in b"23":
+        pixels = parse_numbers(content[start:])
+        surplus = len(pixels) > count
+    else:
+        found = (len(content) - start) // dtype.itemsize
+        pixels = np.frombuffer(content, dtype, min(count, found), start)
+        surplus = content[start + count * dtype.itemsize :].strip()
+
+    if len(pixels) < count:
         raise UserError("the file is cut off: it has fewer pixels than its header declares")
-    pixels = np.frombuffer(content, dtype, count, header.end()).reshape(shape)
-    pixels = pixels.astype(dtype.newbyteorder("="))
-    if pixels.max() > maxval:
+    if surplus:
+        raise UserError("it has more pixels than its header declares")
+    if pixels.min() < 0 or pixels.max() > maxval:
         raise UserError(f"its header declares {maxval} as white (maxval), but it has pixels of {pixels.max()}")
+
+    pixels = pixels.reshape(shape).astype(dtype.newbyteorder("="))
     return pixels if maxval == white else np.rint(pixels * np.float32(white / maxval)).astype(pixels.dtype)
 
 
@@ -171,25 +231,36 @@ def decode_picture(image, content):
 
     Of the decoders at hand, Pillow finds all damage, and OpenCV is faster for PNG and keeps colours of 16 bits.
     """
-    if content.startswith((b"P5", b"P6")):
+    if content.startswith((b"P2", b"P3", b"P5", b"P6")):
         return decode_pnm(content), False
 
-    has_deep_colours = image.format == "TIFF" and check_tiff(image)
+    is_png, is_tiff = image.format == "PNG", image.format == "TIFF"
     try:
-        if image.format == "TIFF":
-            check_strips(image.tag_v2, content)
-        if image.format != "PNG":
+        has_deep_colours = is_tiff and check_tiff(image.tag_v2, image.mode)
+        if is_tiff:
+            check_parts(image.tag_v2, content)
+        if is_png:
+            check_chunks(content)
+        else:
             image.load()
-        if image.format == "PNG" or has_deep_colours:
+
+        if is_png or has_deep_colours:
             pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+            if has_deep_colours and image.tag_v2.get(EXTRA_SAMPLES) != ALPHA:
+                pixels = np.ascontiguousarray(pixels[..., :3])
             return pixels.reshape(pixels.shape), True
 
         plain = image.convert(MODES[image.mode]) if MODES[image.mode] else image
         pixels = np.asarray(plain)
+    except UserError:
+        raise
     except Exception as error:  # OpenCV and Pillow raise whatever the file leads them to
         raise UserError("its pixels are cut off, damaged or compressed in an unknown way; export it anew, as PNG"
                         " for example") from error
-    return (pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)), False
+
+    if pixels.itemsize > 2 and (pixels.min() < 0 or pixels.max() >= 2**16):
+        raise UserError(BEYOND)
+    return (pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16, copy=False)), False
 
 
 def to_grey(pixels, blue_first):
@@ -197,15 +268,25 @@ def to_grey(pixels, blue_first):
     if pixels.ndim == 2:
         return pixels
 
-    channels, grey = pixels.shape[2], np.ascontiguousarray(pixels[..., 0])
-    if channels >= 3:
+    channels = pixels.shape[2]
+    if channels == 2:
+        grey = np.ascontiguousarray(pixels[..., 0])
+    else:
         codes = {(3, True): cv2.COLOR_BGR2GRAY, (4, True): cv2.COLOR_BGRA2GRAY,
                  (3, False): cv2.COLOR_RGB2GRAY, (4, False): cv2.COLOR_RGBA2GRAY}
         grey = cv2.cvtColor(pixels, codes[channels, blue_first])
     if channels in (2, 4):
         opaque = np.iinfo(pixels.dtype).max
-        grey = cv2.multiply(grey, cv2.extractChannel(pixels, channels - 1), scale=1 / opaque)
+        cv2.multiply(grey, cv2.extractChannel(pixels, channels - 1), grey, scale=1 / opaque)
     return grey
+
+
+def find_orientation(image, content):
+    """The orientation of EXIF 2.3, 1 to 8, of an image of Pillow; content: bytes of its file."""
+    may_be_turned = b"eXIf" in content or not EXIF_TEXTS.isdisjoint(image.info)
+    if image.format == "PNG" and not may_be_turned:
+        return 1  # Pillow would decode the film to look for the tag at its end
+    return image.getexif().get(ORIENTATION, 1)
 
 
 def turn_upright(grey, orientation):
@@ -226,7 +307,7 @@ def read_picture(path):
     pixels, blue_first = decode_picture(image, content)
     grey = to_grey(pixels, blue_first)
     if image.format != "TIFF":  # which is turned when it is decoded
-        grey = turn_upright(grey, image.getexif().get(ORIENTATION, 1))
+        grey = turn_upright(grey, find_orientation(image, content))
 
     kind = {"PPM": "PNM"}.get(image.format, image.format)
     container = f"{8 * grey.itemsize} bit {kind}"
@@ -293,16 +374,25 @@ def is_mask(grey, depth=16):
     return bool(sample.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * sample.var())
 
 
+@contextlib.contextmanager
+def explain_read_errors():
+    """Turn an OSError while a film is opened or read into a UserError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(NO_FILE) from error
+    except OSError as error:
+        raise UserError(f"the file cannot be opened ({error.strerror or 'the drive does not answer'})") from error
+
+
 def read_file(path):
     """read_dicom or read_picture, and the size of the file. UserError where it cannot be opened or has changed."""
-    try:
+    with explain_read_errors():
         if not path.is_file():  # a pipe would never end
-            raise UserError("no file, or a link that leads nowhere")
+            raise UserError(NO_FILE)
         before = path.stat()
         grey, row = read_dicom(path) if is_dicom(path) else read_picture(path)
         after = path.stat()
-    except OSError as error:
-        raise UserError(f"the file cannot be opened ({error.strerror or 'the drive does not answer'})") from error
 
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise UserError("the file changed while it was read")
@@ -389,14 +479,13 @@ def read_image(path, crop=None, lesion_box="", depths=None):
 def read_cached(path, lesion_box, crop, cache):
     """read_native, from the folder `cache` where nothing changed; of a bad film, row holds the reason only."""
     try:
-        stat = path.stat()
+        with explain_read_errors():
+            stat = path.stat()
         key = [str(path), stat.st_size, stat.st_mtime_ns, crop, lesion_box, VERSION]
         file = cache / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
         with contextlib.suppress(Exception), np.load(file) as film:  # there may be none, or a damaged one
             return film["image"], film["fingerprints"], json.loads(str(film["row"]))
         image, fingerprints, row = read_native(path, crop, lesion_box)
-    except OSError:
-        return None, None, {"reason": "no file, or a link that leads nowhere"}
     except UserError as error:
         return None, None, {"reason": str(error)}
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pydicom
 import pytest
 from conftest import write_dicom
+from PIL import Image
 from pydicom.encaps import encapsulate, generate_fragments
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
@@ -275,7 +276,10 @@ def test_pixels_beyond_the_bits_are_refused_unless_they_are_an_overlay():
         refuse("declares 12 bits a pixel, but its pixels need 14")
         data = pydicom.dcmread("film.dcm")
         data.add_new((0x6000, 0x0100), "US", 16)
-        data.add_new((0x6000, 0x0102), "US", 13)
+        data.add_new((0x6000, 0x0102), "US", 999)
+        data.save_as("film.dcm")
+        refuse("declares 12 bits a pixel, but its pixels need 14")
+        data[0x6000, 0x0102].value = 13
         data.save_as("film.dcm")
         assert is_shown_as(RAMP / 4095)
 
@@ -293,6 +297,8 @@ def test_depth_and_sign_of_a_jpeg_2000_stream_are_held_against_the_header():
     assert is_shown_as(RAMP / 4095, "16.dcm")
     change(out="14.dcm", BitsStored=14, HighBit=13)
     refuse("declares 14 bits a pixel, but its compressed image has 12", "14.dcm")
+    change("14.dcm", "14.dcm", WindowCenter=2048, WindowWidth=4096)
+    assert is_shown_as(RAMP / 4095, "14.dcm"), "a window says which number is white"
     change(out="10.dcm", BitsStored=10, HighBit=9)
     refuse("declares 10 bits a pixel, but its pixels need 12", "10.dcm")
     change(out="signed.dcm", PixelRepresentation=1)
@@ -333,6 +339,9 @@ def test_a_compressed_stream_is_held_against_the_header_before_it_is_decoded(mar
     write_jpeg("film.dcm", marker, 100, 80, precision=16)
     refuse("declares 8 bits a pixel, but its compressed image has 16")
     hierarchical, extension = b"\xff\xde\x00\x0b\x08\xea\x60\xea\x60\x01\x01\x11\x00", b"\xff\xf8\x00\x04\x04\x00"
+    parameters = b"\xff\xf8\x00\x0d\x01" + bytes(10)
+    write_jpeg("film.dcm", marker, 60000, 60000, before=parameters)
+    refuse("declares 80 x 100 pixels, but its compressed image has 60000 x 60000")
     for before in (hierarchical, extension, b"\xff\xc4\x7f\xff", b"\x00" * 9):
         write_jpeg("film.dcm", marker, 100, 80, before=before)
         refuse("its compressed pixels are damaged")
@@ -357,6 +366,55 @@ def test_a_stream_that_ends_early_and_several_frames_are_refused(syntax):
         refuse("its image has several frames", "parts.dcm")
     else:
         assert is_shown_as(RAMP / 4095, "parts.dcm")
+
+
+@pytest.mark.parametrize("pixels", [RAMP, RAMP[:99, :77] // 16, RAMP[:99, :77] * 0 + 7])
+@pytest.mark.parametrize("tags", [{}, {"Rows": -1}, {"Columns": -1}, {"Rows": 1}, {"Columns": 1}])
+def test_an_rle_frame_has_as_many_pixels_as_declared(pixels, tags):
+    """pydicom shears what has more. A film of odd size has a byte of padding."""
+    write_dicom("film.dcm", pixels, 12 if pixels.max() > 255 else 8, syntax=RLE)
+    change(**{tag: pixels.shape[tag == "Columns"] + more for tag, more in tags.items()})
+    if not tags:
+        data = pydicom.dcmread("film.dcm")
+        stored = dicom.decode(data, dicom.read_pixel_tags(data))[0]
+        assert np.array_equal(stored, data.pixel_array) and np.array_equal(stored, pixels)
+    elif -1 in tags.values():
+        refuse("but its compressed image has more")
+    else:
+        refuse("its compressed pixels are damaged")
+
+
+def test_jpeg_2000_without_some_of_its_tiles_is_refused_and_with_a_container_read():
+    def write(stream):
+        data = pydicom.dcmread(write_dicom("film.dcm", RAMP // 16, 8))
+        data.file_meta.TransferSyntaxUID = JPEG2000
+        data.PixelData = encapsulate([stream])
+        data["PixelData"].VR = "OB"
+        data.save_as("film.dcm")
+
+    film = Image.fromarray((RAMP // 16).astype(np.uint8))
+    film.save("film.jp2", tile_size=(100, 100))
+    write(Path("film.jp2").read_bytes())
+    assert is_shown_as(RAMP // 16 / 255)
+    film.save("film.j2k", tile_size=(100, 100))
+    stream = Path("film.j2k").read_bytes()
+    write(stream[: stream.rindex(b"\xff\x90\x00\x0a")] + stream[-2:])
+    refuse("its compressed image ends too early")
+
+
+@pytest.mark.parametrize("syntax", [None, RLE])
+@pytest.mark.parametrize(("kind", "words"), [
+    (b"US", "its image is missing"), (b"ZZ", "its image is damaged"),
+    (b"OW\0\0\0\0\0\0", "its image is missing"), (b"SQ", "header cannot be read"),
+])
+def test_damage_to_the_tag_of_the_pixels_is_named(kind, words, syntax):
+    content = write_dicom("film.dcm", RAMP, syntax=syntax).read_bytes()
+    place = content.rindex(b"\xe0\x7f\x10\x00") + 4
+    Path("film.dcm").write_bytes(content[:place] + kind + content[place + len(kind) :])
+    if kind == b"SQ" and syntax is None:
+        assert is_shown_as(RAMP / 4095)
+    else:
+        refuse(words)
 
 
 @pytest.mark.parametrize("syntax", [None, JPEG2000, RLE])
@@ -414,6 +472,7 @@ def test_a_deflated_file_is_read_up_to_a_limit(monkeypatch):
     {"SamplesPerPixel": None}, {"NumberOfFrames": ""}, {"WindowCenter": "", "WindowWidth": ""},
     {"WindowCenter": 9}, {"RescaleSlope": 2}, {"RescaleIntercept": -100}, {"VOILUTFunction": ""},
     {"SOPClassUID": None}, {"SOPClassUID": "1.2.3.4"}, {"VOILUTSequence": []}, {"PixelPaddingValue": ""},
+    {"VOILUTSequence": [pydicom.Dataset()]}, {"ModalityLUTSequence": [pydicom.Dataset()]},
 ])
 def test_a_tag_that_is_missing_or_empty_has_its_default(tags):
     write_dicom("film.dcm", RAMP, NumberOfFrames=1)
@@ -439,6 +498,11 @@ def test_a_tag_without_default_is_named_in_words(keyword):
     ("PixelPaddingValue", b"LO", b"H-4711", "^Pixel Padding Value in its header is no number$"),
     ("NumberOfFrames", b"IS", b"19610203x", "^Number of Frames in its header is no number$"),
     ("VOILUTFunction", b"CS", b"SECRET", "^VOI LUT Function in its header is unknown$"),
+    ("NumberOfFrames", b"IS", b"19610203", "^Number of Frames in its header is no whole number that can be r"),
+    ("RescaleSlope", b"DS", b"1e300", "^Rescale Slope in its header is no number$"),
+    ("VOILUTSequence", b"US", b"5 ", "^a lookup table in its header is damaged$"),
+    ("ModalityLUTSequence", b"US", b"5 ", "^a lookup table in its header is damaged$"),
+    (0x60000102, b"ZZ", b"5 ", "^Overlay Bit Position in its header is no number$"),
 ])
 def test_a_tag_with_nonsense_is_named_and_not_repeated(keyword, vr, value, words):
     write_dicom("film.dcm", RAMP, WindowWidth=4096)
@@ -446,6 +510,13 @@ def test_a_tag_with_nonsense_is_named_and_not_repeated(keyword, vr, value, words
         change(WindowCenter=2048)
     write_raw_tag(keyword, vr, value)
     refuse(words)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_of_no_more_than_one_value_is_a_step(function):
+    write_dicom("film.dcm", RAMP, WindowCenter=2048.5, WindowWidth=1, VOILUTFunction=function)
+    assert (read()[RAMP < 2046] <= 3).all() and (read()[RAMP > 2050] >= 252).all()
 
 
 def test_a_window_without_width_is_refused():
@@ -461,6 +532,10 @@ def test_a_file_named_dcm_may_lack_preamble_and_meta_information(syntax):
                      enforce_file_format=False)
     assert Path("bare.dcm").read_bytes()[128:132] != b"DICM"
     assert is_shown_as(RAMP / 4095, "bare.dcm")
+    report = pydicom.Dataset()
+    report.SOPClassUID = pydicom.uid.MammographyCADSRStorage
+    pydicom.dcmwrite("bare.dcm", report, implicit_vr=not explicit, little_endian=True, enforce_file_format=False)
+    refuse("without an image .Mammography CAD SR", "bare.dcm")
 
 
 # ---- what is no film ---------------------------------------------------------------------------

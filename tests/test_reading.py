@@ -16,7 +16,7 @@ import pandas as pd
 import pydicom
 import pytest
 from conftest import REPOSITORY, write_dicom
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data import UserError, dicom, duplicates, reading
 
@@ -167,7 +167,7 @@ def write_tiff(path, pixels, order="<", **tags):
     entries = {256: (width,), 257: (height,), 258: (8 * pixels.itemsize,) * count, 259: (1,), 262: (kind,),
                273: tuple(8 + strip * number for number in range(count)), 277: (count,), 278: (height,),
                279: (strip,) * count, 284: (kind,)}
-    entries |= {int(tag[1:]): (value,) for tag, value in tags.items()}
+    entries |= {int(tag[1:]): value if isinstance(value, tuple) else (value,) for tag, value in tags.items()}
     start, table, extra = 8 + len(data), b"", b""
     after = start + 2 + 12 * len(entries) + 4
     for tag, values in sorted(entries.items()):
@@ -204,6 +204,15 @@ def test_films_are_turned_as_viewers_show_them(suffix, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     stored.save(f"film{suffix}", exif=exif, quality=100)
+    if suffix == ".png":  # the tag may stand at the end, too
+        content = Path("film.png").read_bytes()
+        start = content.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        Path("film.png").write_bytes(content[:start] + content[end:-12] + content[start:end] + content[-12:])
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", f'<rdf:Description tiff:Orientation="{orientation}"/>')
+        stored.save("text.png", pnginfo=text)
+        assert is_read_right(Path("text.png"))
     assert is_read_right(Path(f"film{suffix}"), tolerance=4)
     _, row = reading.read_image(Path(f"film{suffix}"))
     assert (row["film_width"], row["film_height"]) == (40, 60), "as lesion boxes count"
@@ -236,12 +245,79 @@ def test_tiff_of_every_order_and_kind_is_read_right_or_refused():
             assert is_read_right(Path("f.tif"), tolerance=2)
     Image.fromarray(SMOOTH).save("g.tif", compression="jpeg", quality=100)
     assert is_read_right(Path("g.tif"), tolerance=4)
+    alpha = np.full_like(deep, 30000)
+    for extra, expected in ((0, SMOOTH), (1, SMOOTH), (2, SMOOTH * (30000 / 65535))):  # 2: to be multiplied yet
+        colours = np.dstack([deep] * 3 + [alpha]).reshape(60, 160)
+        write_tiff(Path("alpha.tif"), colours, t256=40, t258=(16,) * 4, t262=2, t277=4, t338=extra)
+        assert is_read_right(Path("alpha.tif"), expected, tolerance=2)
     for path in (write_tiff(Path("h.tif"), deep, t262=0), write_tiff(Path("i.tif"), deep, ">", t262=0),
                  write_tiff(Path("j.tif"), np.stack([deep] * 3))):
         with pytest.raises(UserError, match=r"0 is white|one plane for each colour|of an unusual kind"):
             reading.read_image(path)
     Image.fromarray(deep).save("k.tif", big_tiff=True)
     assert is_read_right(Path("k.tif"))
+
+
+@pytest.mark.parametrize(("dtype", "scale", "offset", "is_right"), [
+    (np.int16, 16, 0, True), (np.int32, 16, 0, True), (np.uint32, 16, 0, True),
+    (np.int8, 1, -128, False), (np.int16, 16, -2000, False), (np.int32, 300, 0, False),
+    (np.uint32, 2**24, 0, False),
+])
+def test_tiff_with_sign_or_32_bits_is_read_where_16_bits_hold_it(dtype, scale, offset, is_right):
+    pixels = (SMOOTH.astype(np.int64) * scale + offset).astype(dtype)
+    path = write_tiff(Path("film.tif"), pixels, t339=1 if dtype == np.uint32 else 2)
+    if is_right:
+        assert is_read_right(path, SMOOTH * (4080 / 4095))
+    else:
+        with pytest.raises(UserError, match="negative or need more than 16 bits"):
+            reading.read_image(path)
+
+
+@pytest.mark.parametrize("tags", [
+    {"t256": 39}, {"t256": 20, "t257": 60}, {"t278": 20}, {"t279": 1200}, {"t273": 900},
+])
+def test_an_uncompressed_tiff_is_held_against_its_header(tags):
+    with pytest.raises(UserError, match="cut off, damaged"):
+        reading.read_image(write_tiff(Path("film.tif"), SMOOTH, **tags))
+
+
+@pytest.mark.parametrize(("header", "tail", "words"), [
+    (b"P5\r\n40 60\r\n255\r\n", b"", None),
+    (b"P5\r40 60\r255\r", b"", None),
+    (b"P5 #a\r40 #b\n60\n255\n", b"", None),
+    (b"P5 00000040 060 000255 ", b"\n", None),
+    (b"P5 40 59 255 ", b"", "more pixels than its header declares"),
+    (b"P5 39 60 255 ", b"", "more pixels than its header declares"),
+    (b"P5 40 60 255 ", b"P5 40 60 255 ", "more pixels than its header declares"),
+    (b"P5 40 60 255 # no comment\n", b"", "more pixels than its header declares"),
+    (b"P5 41 60 255 ", b"", "cut off: it has fewer pixels"),
+    (b"P2 40 60 255 #a\n", b"# end", None),
+    (b"P2 40 59 255 ", b"", "more pixels than its header declares"),
+    (b"P2 40 61 255 ", b"", "cut off: it has fewer pixels"),
+    (b"P2 40 60 255 ", b" Secret", "its pixels are no numbers"),
+    (b"P2 40 60 200 ", b"", "declares 200 as white"),
+])
+def test_pnm_is_held_against_its_header(header, tail, words):
+    data = SMOOTH.tobytes() if header.startswith(b"P5") else " ".join(map(str, SMOOTH.ravel())).encode()
+    Path("film.pgm").write_bytes(header + data + tail)
+    if words is None:
+        assert is_read_right(Path("film.pgm"))
+    else:
+        with pytest.raises(UserError, match=words):
+            reading.read_image(Path("film.pgm"))
+
+
+def test_chunks_of_png_are_held_against_its_end(monkeypatch):
+    """OpenCV reserves as much memory as a chunk claims to have, up to 4 GB."""
+    Image.fromarray(SMOOTH).save("film.png")
+    content = Path("film.png").read_bytes()
+    place = content.index(b"IDAT")
+    Path("claims.png").write_bytes(content[: place - 4] + b"\xd0" + content[place - 3 :])
+    Path("cut.png").write_bytes(content[:-12])
+    monkeypatch.setattr(cv2, "imdecode", None)
+    for name in ("claims.png", "cut.png"):
+        with pytest.raises(UserError, match="cut off, damaged"):
+            reading.read_image(Path(name))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -404,6 +480,8 @@ BAD = {  # by the name of the file: how it is written, and its sentence
     "alpha.pgm": (lambda path, image: path.write_bytes(
         b"P7\nWIDTH 40\nHEIGHT 60\nDEPTH 2\nMAXVAL 255\nTUPLTYPE GRAYSCALE_ALPHA\nENDHDR\n" + bytes(4800)),
         "not a PNG, JPEG, TIFF, PGM or BMP image, or one that is damaged or of an unusual kind"),
+    **{f"clear {mode}.png": (save_as(mode, transparency=colour), "grey value or colour is transparent")
+       for mode, colour in (("L", 9), ("I;16", 9), ("RGB", (9, 9, 9)))},
     "web.png": (save_as("L", format="WEBP"), "not a PNG, JPEG"),
     **{f"half.{suffix}": (lambda path, image: cv2.imencode(path.suffix, image)[1][:-300].tofile(path), "cut off")
        for suffix in ("png", "jpg", "bmp")},
@@ -412,6 +490,7 @@ BAD = {  # by the name of the file: how it is written, and its sentence
 GOOD = {  # readable, if odd: how it is written, and how far grey values may be off
     "cmyk.jpg": (save_as("CMYK", quality=95), 6), "cmyk.tif": (save_as("CMYK"), 2),
     "alpha.png": (save_as("LA"), 1), "grey alpha.tif": (save_as("LA"), 1), "alpha.tif": (save_as("RGBA"), 2),
+    "clear.png": (save_as("P", transparency=0), 1),
     "png.bmp": (save_as("L", format="PNG"), 1),
     **{f"palette.{suffix}": (save_as("P"), 1) for suffix in ("png", "bmp", "tif")},
     **{f"bit.{suffix}": (save_as("1"), 255) for suffix in ("png", "bmp", "tif")},
@@ -478,8 +557,7 @@ def test_a_film_that_changes_or_vanishes_while_others_are_read_is_a_bad_film(fil
     with pytest.raises(UserError, match=r"^2 of 3 films cannot be read"):
         read()
     reasons = pd.read_csv("out/bad_images.csv")["reason"].tolist()
-    assert reasons == ["the file changed while it was read",
-                       "the file cannot be opened (No such file or directory)"]
+    assert reasons == ["the file changed while it was read", "no file, or a link that leads nowhere"]
 
 
 def test_few_threads_read_at_once():

@@ -1,8 +1,7 @@
 """One run, in the order in which it happens: what resnet50.py and vgg16.py share.
 
-start, model, datasets, training, evaluation, run folder, all folds together; then what one does with a finished
-run: compare it, predict new films, validate it on another collection. What knows films but no networks is in
-data/.
+The sections are start, model, batches, training, evaluation and run folder. The last section is what one does with
+a finished run: predict new films, and validate it on another collection. Code that needs no network is in data/.
 """
 import builtins
 import contextlib
@@ -33,14 +32,14 @@ from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # read by Keras when it is imported
 QUIET = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default on many processors, and slower there
-os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # GPUs since Ampere round what they multiply in 32 bits to 19
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # faster; TensorFlow leaves it off on many processors
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # or GPUs since Ampere multiply float32 with 19 bits
 HERE = Path(__file__).resolve().parent
 
-for number, name in ((1, "stdout"), (2, "stderr")):  # which may be closed, as by pythonw or 2>&-
+for number, name in ((1, "stdout"), (2, "stderr")):  # pythonw and 2>&- close them
     try:
         os.fstat(number)
-    except OSError:  # TensorFlow's C++ would write into the file that is opened next and gets this number
+    except OSError:  # the next file to be opened would get this number, and TensorFlow would write into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     if getattr(sys, name) is None:
         setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
@@ -50,19 +49,19 @@ for number, name in ((1, "stdout"), (2, "stderr")):  # which may be closed, as b
 package = importlib.util.find_spec("data")
 if package is None or package.origin is None or not (HERE / "data" / "__init__.py").samefile(package.origin):
     place = package and (package.origin or list(package.submodule_search_locations))
-    sys.exit(f"Python finds another package that is called data, or none ({place}): start Python in {HERE}, or put"
-             " this folder first in sys.path, and restart the kernel.")
+    sys.exit(f"Python finds another package named data, or none ({place}): start Python in {HERE}, or put this"
+             " folder first in sys.path, and restart the kernel.")
 if "keras" in sys.modules and sys.modules["keras"].config.backend() != "tensorflow":
     sys.exit(f"Keras runs on {sys.modules['keras'].config.backend()} already, but the scripts need TensorFlow:"
-             " restart Python or the kernel, and import a script before Keras.")
+             " restart Python or the kernel, and import the script before Keras.")
 
 saved_stderr = os.dup(2)
-if QUIET:  # TensorFlow's C++ writes to it while it is imported, whatever TF_CPP_MIN_LOG_LEVEL is
+if QUIET:  # TensorFlow writes to it during its import, whatever TF_CPP_MIN_LOG_LEVEL is
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
     from data import UserError, cut_name, explain_write_errors, log, quote, reading, replace
     from data.duplicates import group_duplicates  # noqa: F401
-    from data.films import CLASSES, absolute, find_films, is_synthetic, list_images
+    from data.films import CLASSES, absolute, find_films, is_synthetic, list_images, list_some
     from data.reading import IMAGE_SIZE, read_films
     from data.results.baseline import add_baseline, list_properties, read_trainings, warn_of_giveaways  # noqa: F401
     from data.results.comparison import compare
@@ -87,15 +86,15 @@ try:
     from tensorflow.python.util._pywrap_util_port import IsMklEnabled as is_onednn_on
 
 except ImportError as missing:
-    sys.exit(f"{missing}: pip install -r {HERE / 'requirements.txt'}; where it is libGL that is missing, apt-get"
-             " install libgl1 libglib2.0-0, or pip install opencv-python-headless in place of opencv-python.")
+    sys.exit(f"{missing}: pip install -r {HERE / 'requirements.txt'}. If libGL is missing: apt-get install libgl1"
+             " libglib2.0-0, or pip install opencv-python-headless in place of opencv-python.")
 finally:
     os.dup2(saved_stderr, 2)
 
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
-CHECKPOINT_SECONDS = 60  # between two checkpoints at least
-FEED = {"workers": 2, "max_queue_size": 4}  # with one, tf.data tunes itself, and the last batch waits for that
+CHECKPOINT_SECONDS = 60  # the shortest time between two checkpoints
+FEED = {"workers": 2, "max_queue_size": 4}  # of the batches, in threads
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
@@ -116,7 +115,7 @@ def is_seed(value):
     return is_number(value, Integral, 0, 2**31 - 1)
 
 
-CONSTANTS = {  # of a script: what each may be, as a check and in words
+CONSTANTS = {  # of a script: a check of the value, and what the value may be in words
     "DATA_DIR": (is_path, "the path of a folder in quotes"),
     "OUTPUT_DIR": (is_path, "the path of a folder in quotes"),
     "CROP": (lambda v: v in ("breast", "lesion", None), '"breast", "lesion" or None'),
@@ -138,12 +137,12 @@ CONSTANTS = {  # of a script: what each may be, as a check and in words
 }
 FLOATS = ("UNFROZEN_FRACTION", "DROPOUT", "LEARNING_RATE", "BRIGHTNESS", "CONTRAST", "SATURATION", "THRESHOLD")
 Settings = namedtuple("Settings", CONSTANTS)
-TO_PREDICT = {  # what is used of the settings.json of a run, see data.runs.check
+TO_PREDICT = {  # what predict() uses of the settings.json of a run, see data.runs.check
     "note": is_text,
     "constants": {"CROP": CONSTANTS["CROP"][0], "BATCH_SIZE": CONSTANTS["BATCH_SIZE"][0], "THRESHOLD": is_number},
     "collection": {"depths": lambda v: is_dict_of(v, lambda bits: is_number(bits, Integral, 1, 16))},
 }
-TO_REPORT = TO_PREDICT | {  # in another result, of another collection or of all folds
+TO_REPORT = TO_PREDICT | {  # what a new result takes over from it: validate() and FOLD = "all"
     "title": is_text,
     "limits": lambda v: isinstance(v, list) and all(map(is_text, v)),
     "constants": {name: is_valid for name, (is_valid, _) in CONSTANTS.items()} | {"DATA_DIR": is_text},
@@ -154,24 +153,24 @@ TO_REPORT = TO_PREDICT | {  # in another result, of another collection or of all
 
 
 def run(main):
-    """Call main(); a UserError, Ctrl-C or SIGTERM ends the script with one sentence and exit status 1.
+    """Call main(). A UserError, Ctrl-C or SIGTERM ends the script with one sentence and exit status 1.
 
-    In a notebook or outside of the main thread, where nobody would see that, it raises UserError.
+    In a notebook or outside of the main thread, it raises UserError instead.
     """
     script = Path(main.__code__.co_filename).name
-    in_main_thread = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only this thread handles signals
     on_sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
-        if sys.argv[1:] and Path(sys.argv[0]).name == script:  # in a notebook, the arguments are those of Jupyter
-            raise UserError("there are no arguments: edit the constants at the top of the file, then run it.")
+        if sys.argv[1:] and Path(sys.argv[0]).name == script:  # in a notebook, the arguments are Jupyter's
+            raise UserError("the script takes no arguments: edit the constants at the top of the file.")
         return main()
     except (UserError, KeyboardInterrupt) as error:
         sentence = str(error) or "stopped: the same command continues from its last checkpoint."
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, on_sigterm)
-    gc.collect()  # the batches that `error` referred to: their threads have to end before the interpreter does
-    if is_notebook() or not in_main_thread:  # sys.exit() is an exception in the one, and says nothing in the other
+    gc.collect()  # the threads of the batches have to end before the interpreter does
+    if is_notebook() or not in_main_thread:  # where sys.exit() would not show the sentence
         raise UserError(sentence)
     return sys.exit(f"\n{script}: {sentence}")
 
@@ -181,7 +180,7 @@ def is_notebook():
 
 
 def shorten(path):
-    """A path as a person would write it: below the scripts' folder, or below ~."""
+    """A path as text, relative to the scripts' folder or to ~ where it lies there."""
     for place, prefix in ((HERE, ""), (Path(os.path.expanduser("~")), "~/")):
         if path.is_relative_to(place):
             return prefix + path.relative_to(place).as_posix()
@@ -189,59 +188,62 @@ def shorten(path):
 
 
 def check_names(script, changes):
-    """Raise UserError for a name that is no constant, in capitals in globals() of a script or among changes."""
+    """Raise UserError for an unknown constant: a name in capitals in globals() of a script, or in `changes`."""
     written = [name for name, value in script.items() if name.isupper() and not name.startswith("_")
                and not callable(value) and not isinstance(value, types.ModuleType)]  # such as VGG16 of Keras
     for name in (*changes, *written):
         if name not in CONSTANTS:
             nearest, *_ = difflib.get_close_matches(name.upper(), CONSTANTS, n=1, cutoff=0)
-            raise UserError(f"{name} is no constant of the scripts, the nearest is {nearest}: correct the name, or"
-                            " write one of your own in lower case.")
+            raise UserError(f"{name} is no constant of the scripts, the nearest is {nearest}: correct the name."
+                            " Write names of your own in lower case.")
 
 
 def check_constants(constants):
     """The constants of a script as a namedtuple, with absolute Paths.
 
-    Paths count from the scripts' folder. Raises UserError that names the constant that is missing or wrong.
+    Paths are relative to the scripts' folder. Raises UserError if a constant is missing or has a wrong value.
     """
     values = {}
     for name, (is_valid, description) in CONSTANTS.items():
         if name not in constants:
-            raise UserError(f"{name} is missing at the top of the script: it has to be {description}.")
+            raise UserError(f"{name} is missing at the top of the script: set it to {description}.")
         value = values[name] = constants[name]
         if not is_valid(value):
-            raise UserError(f"{name} is {quote(value)}, but has to be {description}.")
+            raise UserError(f"{name} is {quote(value)}, but must be {description}.")
         if name in ("DATA_DIR", "OUTPUT_DIR") or (name == "WEIGHTS" and value not in (None, "imagenet")):
             values[name] = Path(os.path.abspath(HERE / os.path.expanduser(value)))
         elif name in FLOATS:
-            values[name] = float(value)  # 1 and 1.0 are one setting
+            values[name] = float(value)  # so that 1 and 1.0 are the same run
         elif isinstance(value, np.integer):
-            values[name] = int(value)  # as JSON takes it
+            values[name] = int(value)  # for JSON
         if name == "WEIGHTS" and isinstance(values[name], Path) and not values[name].is_file():
             raise UserError(f"WEIGHTS is {quote(str(value))}, but there is no file {values[name]}.")
     return Settings(**values)
 
 
 def open_console():
-    """Print what is logged; returns the handler that keeps it. Raises UserError if code was edited meanwhile."""
+    """Print the log; returns the handler that keeps its records. Raises UserError if code was edited meanwhile."""
     for file, content in IMPORTED.items():
         if not file.is_file() or file.read_bytes() != content:
-            raise UserError(f"{shorten(file)} was edited after its import, which has no effect yet: restart the"
+            raise UserError(f"{shorten(file)} was edited after its import, so the edit has no effect: restart the"
                             " kernel or Python.")
     console = logging.handlers.BufferingHandler(capacity=10**6)
     log.handlers = [logging.StreamHandler(sys.stdout), console]
     log.setLevel(logging.INFO)
-    tf.get_logger().setLevel("ERROR")  # it warns of five folds that are five functions
+    tf.get_logger().setLevel("ERROR")  # it warns because each of five folds compiles a function
     return console
 
 
 def start(script, changes=None):
-    """(settings, console) from globals() of a script and changes to them: see check_constants and open_console."""
+    """(settings, console) of a run: see check_constants and open_console.
+
+    script: globals() of the script; changes: constants that main() was called with.
+    """
     console, changes = open_console(), changes or {}
     check_names(script, changes)
     settings = check_constants(script | changes)
     choose_gpu()
-    tf.config.experimental.enable_op_determinism()  # without it a GPU adds up in any order
+    tf.config.experimental.enable_op_determinism()  # without it, a GPU adds numbers in any order
     reset_keras(settings)
     explain_missing_gpu()
     log.info("device: %s; training in %s", describe_device(), " because ".join(choose_precision(settings)))
@@ -249,56 +251,56 @@ def start(script, changes=None):
 
 
 def choose_gpu():
-    """Use the first GPU that CUDA_VISIBLE_DEVICES allows, and only the memory that is needed; others stay free."""
+    """Use the first GPU that CUDA_VISIBLE_DEVICES allows, and only as much of its memory as is needed."""
     for gpu in tf.config.list_physical_devices("GPU")[:1]:
-        with contextlib.suppress(RuntimeError, ValueError):  # what a notebook has used before keeps its settings
+        with contextlib.suppress(RuntimeError, ValueError):  # a notebook may have used the GPU already
             tf.config.set_visible_devices(gpu, "GPU")
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def explain_missing_gpu():
-    """Say what to install where the system has a GPU that TensorFlow does not see."""
+    """Warn, with the remedy, if the system has a GPU that TensorFlow does not see."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if describe_gpu() is None and shutil.which("nvidia-smi") and not hidden:
-        log.warning("nvidia-smi is here, but TensorFlow sees no GPU: pip install 'tensorflow[and-cuda]', on"
-                    " Windows in WSL2, and start again")
+        log.warning("nvidia-smi is installed, but TensorFlow sees no GPU: pip install 'tensorflow[and-cuda]' (on"
+                    " Windows, in WSL2), and start again")
 
 
 def describe_gpu():
-    """What TensorFlow knows of the GPU that trains, as a dict; None without one."""
+    """TensorFlow's details of the GPU that trains, as a dict; None without a GPU."""
     gpus = tf.config.get_visible_devices("GPU")
     return tf.config.experimental.get_device_details(gpus[0]) if gpus else None
 
 
 def list_bfloat16_flags(cpuinfo="/proc/cpuinfo"):
-    """Those of the processor's instructions for bfloat16 that Linux lists; elsewhere none are known."""
+    """The processor's instructions for bfloat16, as a list. Only Linux tells them."""
     flags = Path(cpuinfo).read_text("utf-8").split() if Path(cpuinfo).exists() else []
     return [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
 
 
 def choose_precision(settings):
-    """(Keras' dtype policy of the training, why): "auto" takes 16 bits where the device multiplies them faster.
+    """(dtype policy of the training, reason): "auto" takes 16 bits where the device multiplies them faster.
 
-    It goes by what the device has and not by a timing, as the choice decides the result.
+    The features of the device decide, not a timing: the same device always gives the same results.
     """
     gpu, flags = describe_gpu(), list_bfloat16_flags()
-    sixteen_bits = "mixed_bfloat16" if gpu is None else "mixed_float16"  # the former needs no loss scaling
+    sixteen_bits = "mixed_bfloat16" if gpu is None else "mixed_float16"  # bfloat16 needs no loss scaling
     if settings.MIXED_PRECISION != "auto":
         mixed, reason = settings.MIXED_PRECISION, f"MIXED_PRECISION is {settings.MIXED_PRECISION}"
     elif gpu is not None:  # tensor cores came with compute capability 7
         mixed = gpu.get("compute_capability", (0,)) >= (7,)
         reason = f"the GPU has {'' if mixed else 'no '}tensor cores"
     else:
-        mixed = bool(flags) and is_onednn_on()  # which is what TensorFlow uses these instructions through
+        mixed = bool(flags) and is_onednn_on()  # only oneDNN uses these instructions
         reason = f"the processor has {' and '.join(flags) or 'no known instructions for bfloat16'}"
         reason += "" if is_onednn_on() or not flags else ", but oneDNN is off"
     return sixteen_bits if mixed else "float32", reason
 
 
 def reset_keras(settings):
-    """Put Keras and all random generators into the state in which every training starts."""
-    keras.backend.clear_session()  # models and datasets of an earlier fold
-    keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json has
+    """Reset Keras and all random generators to the state in which every training starts."""
+    keras.backend.clear_session()  # frees the models of an earlier fold
+    keras.config.set_image_data_format("channels_last")  # the user's keras.json may have another value
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy(choose_precision(settings)[0])
     keras.utils.set_random_seed(settings.SEED)
@@ -314,15 +316,15 @@ def describe_device():
 def list_folds(films, settings, console):
     """Yield the number of each fold to run.
 
-    Before each, Keras starts afresh and `console` forgets the lines of the fold before, so that settings.json
-    tells of its own fold only.
+    Before each fold, Keras is reset, and `console` drops the records of the fold before: settings.json keeps the
+    console of its own fold.
     """
     shared, given = len(console.buffer), has_validation(films)
     for fold in range(FOLDS) if settings.FOLD == "all" and not given else [settings.FOLD]:
         del console.buffer[shared:]
         reset_keras(settings)
-        log.info("the validation set is that of the data; FOLD is not used" if given else
-                 f"fold {fold} of 0 to {FOLDS - 1} is held out: whole patients, stratified by class")
+        log.info("the validation set comes with the data; FOLD is not used" if given else
+                 f"fold {fold} of 0 to {FOLDS - 1} is the validation set: whole patients, stratified by class")
         yield fold
 
 
@@ -330,32 +332,32 @@ def list_folds(films, settings, console):
 
 
 def load_backbone(build_backbone, films, fingerprints, settings):
-    """(backbone, weights): build_backbone(WEIGHTS), and a dict of origin, pretrained and sha256 of its weights.
+    """(backbone, weights): build_backbone(WEIGHTS), and a dict with origin, pretrained and sha256 of its weights.
 
-    Where the ImageNet weights cannot be downloaded, phantoms are trained from random weights, which every
-    file and figure then states; real films raise UserError, as do a file of another network and weights that
-    were trained on held-out patients. The origin of ImageNet weights is "imagenet", wherever the file lies.
+    If the ImageNet weights cannot be downloaded, phantoms are trained from random weights, and all files and
+    figures say so. Real films raise UserError. A file of another network raises UserError, too, and so do weights
+    that were trained on held-out patients. The origin of ImageNet weights is "imagenet", whatever file holds them.
     """
     source, origin = settings.WEIGHTS, settings.WEIGHTS
     if isinstance(source, Path):
         source, origin = str(source), shorten(source)
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # seconds: a network that swallows packets would hang the run
+    socket.setdefaulttimeout(20)  # seconds: some firewalls drop packets without an answer
     try:
         if str(source).endswith(".keras"):
             check_archive(source)
         with warnings.catch_warnings():
-            for words in ("Skipping", "A total of .* could not be loaded"):  # layers stay without weights
+            for words in ("Skipping", "A total of .* could not be loaded"):  # layers would stay random
                 warnings.filterwarnings("error", f"(?s){words}", UserWarning)
             backbone = build_backbone(source)
-    except Exception as error:  # Keras and h5py raise whatever the network or the file leads them to
+    except Exception as error:  # Keras, h5py and urllib raise many kinds
         if source is None or isinstance(error, (NameError, AttributeError, TypeError)):
-            raise  # a mistake in the script
+            raise  # a mistake in build_backbone()
         if source != "imagenet":
-            raise UserError(f"WEIGHTS: {source} holds no such backbone without top layers, or is damaged: name"
-                            " another file.") from error
+            raise UserError(f"WEIGHTS: {source} has no weights of this backbone without top layers, or is damaged:"
+                            " choose another file.") from error
         reason = str(error).strip().splitlines()[0]
-        sentence = f"No ImageNet weights ({reason}): fetch that file elsewhere, and set WEIGHTS to its path."
+        sentence = f"No ImageNet weights ({reason}): get the file another way, and set WEIGHTS to its path."
         if not is_synthetic(films):
             raise UserError(sentence) from error
         log.warning("*** random weights *** %s", sentence)
@@ -372,37 +374,37 @@ def load_backbone(build_backbone, films, fingerprints, settings):
 
 
 def count_unfrozen(layers, settings):
-    """How many layers train: half a layer counts as one, and of a share above 0 there is at least one."""
+    """The number of trainable layers: UNFROZEN_FRACTION of all, rounded half up, at least 1 unless it is 0."""
     count = math.floor(round(settings.UNFROZEN_FRACTION * len(layers), 6) + 0.5)
     return max(count, 1) if settings.UNFROZEN_FRACTION > 0 else 0
 
 
 def build_model(backbone, weights, settings):
-    """The classifier: raw RGB float (B, 224, 224, 3) in 0..255 to P(malignant), (B, 1).
+    """The classifier: RGB images, float (B, 224, 224, 3) in 0..255, to P(malignant), float (B, 1).
 
-    The top UNFROZEN_FRACTION of the backbone's layers trains, the rest is frozen. In a pretrained backbone every
-    BatchNormalization is frozen, too: its statistics would follow batches of 13 films, and calling it with
-    training=False does not keep Keras from that.
+    The top UNFROZEN_FRACTION of the backbone's layers is trainable. In a pretrained backbone all
+    BatchNormalization layers are frozen: otherwise their statistics would follow batches of 13 films. Calling the
+    backbone with training=False does not prevent this in Keras 3.
     """
     for layer in backbone.layers[: len(backbone.layers) - count_unfrozen(backbone.layers, settings)]:
         layer.trainable = False
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization) and weights["pretrained"]:
             layer.trainable = False
-    full = {"dtype": "float32"}  # with MIXED_PRECISION too, so that no probability and no metric is rounded
+    full = {"dtype": "float32"}  # with MIXED_PRECISION, too: probabilities are not rounded
     features = keras.layers.GlobalAveragePooling2D(name="pooled", **full)(backbone.output)
     features = keras.layers.Dense(settings.HEAD_UNITS, activation="relu", name="head", **full)(features)
     features = keras.layers.Dropout(settings.DROPOUT, name="dropout", **full)(features)
     logit = keras.layers.Dense(1, name="logit", **full)(features)
     probability = keras.layers.Activation("sigmoid", name="probability", **full)(logit)
     model = keras.Model(backbone.inputs[0], probability, name=backbone.name)
-    log.info("the top {unfrozen_layers} of {layers} layers of {backbone} train: with those on top of it,"
+    log.info("{backbone}: the top {unfrozen_layers} of {layers} layers and the head are trainable, with"
              " {trained_parameters:,} parameters".format(**describe_model(model, settings)))
     return model
 
 
 def describe_model(model, settings):
-    """Facts that the model itself tells; layers and parameters are those of the backbone."""
+    """A dict of facts about the model. Layers and parameters are those of the backbone, without the head."""
     layers = model.layers[: model.layers.index(model.get_layer("pooled"))]
     unfrozen = layers[len(layers) - count_unfrozen(layers, settings) :]
     return {
@@ -417,14 +419,14 @@ def describe_model(model, settings):
 
 
 class FoldedConvolution(keras.layers.Layer):
-    """A convolution and the frozen batch norm after it in one pass, with the variables of these two layers.
+    """A convolution and the frozen batch norm after it in one pass, with the variables of both layers.
 
-    With constant s = gamma / sqrt(variance + epsilon) the batch norm of conv(x, kernel) + bias is
-    conv(x, s * kernel) + s * (bias - mean) + beta, which passes once over the feature maps instead of four times.
+    With s = gamma / sqrt(variance + epsilon), the batch norm of conv(x, kernel) + bias is
+    conv(x, s * kernel) + s * (bias - mean) + beta. This passes over the feature maps once instead of four times.
     """
 
     def __init__(self, convolution, norm):
-        super().__init__(dtype=convolution.dtype_policy, autocast=False)  # a kernel is rounded after it is scaled
+        super().__init__(dtype=convolution.dtype_policy, autocast=False)  # scales the kernel before rounding
         self.convolution, self.norm = convolution, norm
 
     def call(self, inputs):
@@ -442,7 +444,7 @@ class FoldedConvolution(keras.layers.Layer):
         convolve = keras.ops.conv
         if isinstance(convolution, keras.layers.DepthwiseConv2D):
             convolve = keras.ops.depthwise_conv
-            scale = keras.ops.reshape(scale, convolution.kernel.shape[2:])  # channels, and kernels of each
+            scale = keras.ops.reshape(scale, convolution.kernel.shape[2:])  # (channels, multiplier)
         kernel = convolution.kernel * scale
         inputs, kernel, shift = (keras.ops.cast(part, self.compute_dtype) for part in (inputs, kernel, shift))
         features = convolve(inputs, kernel, strides=convolution.strides, padding=convolution.padding,
@@ -454,7 +456,7 @@ class FoldedConvolution(keras.layers.Layer):
 
 
 def can_fold(convolution, norm):
-    """Whether a layer is a frozen batch norm of the channels of the linear convolution before it."""
+    """Whether `norm` is a frozen batch norm over channels, and `convolution` has no activation."""
     return (type(convolution) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
             and convolution.activation is keras.activations.linear and convolution.data_format == "channels_last"
             and type(norm) is keras.layers.BatchNormalization and norm.axis in (-1, 3) and not norm.trainable
@@ -462,9 +464,9 @@ def can_fold(convolution, norm):
 
 
 def fold_batch_norm(model):
-    """A model that computes the same faster, with the same variables; `model` stays plain, and is what is saved.
+    """A model with the same variables and the same output that computes faster: see FoldedConvolution.
 
-    Where another layer needs the output of a convolution as it is, that is computed apart.
+    `model` itself does not change, and is the one to save.
     """
     made_by = {}  # id of a tensor: (layer, its inputs, the tensor)
 
@@ -480,14 +482,14 @@ def fold_batch_norm(model):
     return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
 
 
-# ---- datasets ----------------------------------------------------------------------------------
+# ---- batches -----------------------------------------------------------------------------------
 
 
 def draw_epoch(labels, seed, epoch):
-    """Which films an epoch shows, in order: int64 indices, twice as many as the majority class has.
+    """The films of an epoch in random order: int64 indices, as many of each class as the majority class has.
 
-    labels: int (N,), 0 or 1. The minority is repeated whole as often as it fits, then filled up with a
-    random part of it. It depends on (seed, epoch) alone, so that any epoch can be drawn again.
+    labels: int (N,), 0 or 1. Each film of the minority is repeated equally often, up to one time more for a random
+    part of them. The result depends on (seed, epoch) only, so that a resumed run draws the same epochs.
     """
     rng = np.random.default_rng((seed, epoch))
     majority = np.bincount(labels).max()
@@ -500,24 +502,24 @@ def draw_epoch(labels, seed, epoch):
 
 
 def augment(image, rng, settings):
-    """A random variant of `image`, float32 (H, W, channels) in 0..255, by the next numbers of `rng`."""
+    """A random variant of `image`, float32 (H, W, channels) in 0..255: flip, brightness, contrast, saturation."""
     flip, shift, contrast, saturation = rng.uniform(-1, 1, 4).tolist()
     if flip < 0:
         image = image[:, ::-1]
     mean = image.mean(axis=(0, 1))
     image = mean + 255 * settings.BRIGHTNESS * shift + (1 + settings.CONTRAST * contrast) * (image - mean)
-    if image.shape[-1] > 1:  # a grey film has no saturation to change
+    if image.shape[-1] > 1:  # saturation changes nothing in a grey film
         brightest = image.max(axis=-1, keepdims=True)
         image = brightest + (1 + settings.SATURATION * saturation) * (image - brightest)
     return image.clip(0, 255)
 
 
 class TrainingBatches(keras.utils.PyDataset):
-    """The batches of one epoch: balanced, and every film augmented by (seed, epoch, place in the epoch).
+    """The class-balanced batches of one epoch; (seed, epoch, place in the epoch) seeds the augmentation of a film.
 
-    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255 and int64 labels (B,). It depends on `epoch` and
-    its number alone, whatever was before and whichever thread makes it. images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE);
-    labels: int64 (N,), 1 is malignant; rows: the training set.
+    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255, and int64 labels (B,). It depends on `epoch` and
+    its number only. images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); labels: int64 (N,), 1 is malignant; rows: int (M,),
+    the training set.
     """
 
     def __init__(self, images, labels, rows, settings):
@@ -541,7 +543,7 @@ class TrainingBatches(keras.utils.PyDataset):
 
 
 class HeldOutBatches(keras.utils.PyDataset):
-    """Every film of `rows` once, in their order and as it is; see TrainingBatches."""
+    """Batches of every film of `rows`, once, in order and not augmented; see TrainingBatches."""
 
     def __init__(self, images, labels, rows, settings):
         super().__init__(**FEED)
@@ -556,7 +558,7 @@ class HeldOutBatches(keras.utils.PyDataset):
 
 
 def make_datasets(images, films, settings):
-    """(training, validation): TrainingBatches and HeldOutBatches of a split."""
+    """(training, validation): TrainingBatches and HeldOutBatches of the sets of a split."""
     labels = films["label"].eq("malignant").to_numpy(np.int64)
     training, held_out = (np.flatnonzero(films["split"] == name) for name in ("train", "validation"))
     return TrainingBatches(images, labels, training, settings), HeldOutBatches(images, labels, held_out, settings)
@@ -566,56 +568,56 @@ def make_datasets(images, films, settings):
 
 
 def name_run(settings, films, model, weights):
-    """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its results>.
+    """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its result>.
 
-    These are the films as they are shown and split, the network, its precision and weights, the constants of
-    the training, the code and the releases. Where DATA_DIR lies does not count, nor do FOLD and CROP where they
-    change nothing, nor SATURATION, as all films are grey.
+    This is: the images and their split, the network, its precision and weights, the constants of the training, the
+    code, the releases of the packages, and whether a GPU trains. DATA_DIR, FOLD and CROP count only through the
+    images and their split. SATURATION does not count, as all films are grey.
     """
     names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", "BRIGHTNESS", "CONTRAST", "THRESHOLD")
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
                 weights["sha256"], CODE, [getattr(settings, name) for name in names],
-                [module.__version__ for module in (tf, keras, np, scipy, sklearn)]]
+                [module.__version__ for module in (tf, keras, np, scipy, sklearn)], describe_gpu() is not None]
     percent = 100 * settings.UNFROZEN_FRACTION
     return settings.OUTPUT_DIR / f"{model.name}-unfrozen{percent:g}-{hash_to_digits(decisive)}"
 
 
 def hash_to_digits(decisive):
-    """Six hexadecimal digits of the SHA-256 of anything that JSON can hold."""
+    """Six hexadecimal digits of the SHA-256 of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:6]
 
 
 def name_unfinished(folder):
-    """The hidden folder beside that of a run, from which the run continues until it is complete."""
+    """The hidden folder of an unfinished run, beside its final folder."""
     return folder.with_name(f".{folder.name}")
 
 
 def has_results(folder):
-    """Whether a folder holds a complete result: it gets its name when all its files are written."""
+    """Whether a folder holds a complete result; settings.json is there only when all files are."""
     return (folder / "settings.json").is_file()
 
 
 def is_complete(folder):
-    """Whether the folder of a run holds its results already; logs how to repeat it."""
+    """Whether the folder of a run holds its results already; logs how to repeat the run."""
     complete = has_results(folder)
     if complete:
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)  # of a run killed after its last file
-    sentence = "complete already, delete the folder to repeat it" if complete else "results will be in"
-    log.info("%s: %s", sentence, shorten(folder))
+    log.info("this run is complete, delete its folder to repeat it: %s" if complete else "results will be in: %s",
+             shorten(folder))
     return complete
 
 
 def list_variables(model):
-    """All that changes in a training: weights, averages and moments of the optimizer, state of the dropout."""
+    """All variables that a training changes: weights, the optimizer's variables and the state of the dropout."""
     return [*model.variables, *model.optimizer.variables]
 
 
 @contextlib.contextmanager
 def write_unless_complete(folder):
-    """Explain errors of writing, unless another process has completed the same run: then its results count.
+    """Turn an OSError of writing into a UserError, unless another process has completed the same run.
 
-    Processes of equal runs need no lock: they share a checkpoint, and the first that gives its folder the final
-    name has written the result. What it removes then may be in use by the others.
+    Processes with the same run need no lock. They share a checkpoint, and the first to rename its folder has
+    written the result. It removes the checkpoint, which others may be writing.
     """
     try:
         with explain_write_errors(folder):
@@ -627,16 +629,16 @@ def write_unless_complete(folder):
 
 
 def save_checkpoint(model, history, folder):
-    """Write the history of a run, a row for each finished epoch, and all variables."""
+    """Write the history of a run (a row for each finished epoch) and all variables."""
     checkpoint = name_unfinished(folder) / CHECKPOINT
     with write_unless_complete(folder):
         checkpoint.parent.mkdir(exist_ok=True)
         with replace(checkpoint) as temporary:
-            np.savez(temporary, history, *list_variables(model))  # one copy of one array at a time
+            np.savez(temporary, history, *list_variables(model))  # copies one array at a time
 
 
 def load_checkpoint(model, folder):
-    """Restore all variables of a run; returns the rows of the history, none without a checkpoint."""
+    """Restore all variables of a run; returns the rows of its history, [] without a checkpoint."""
     try:
         checkpoint = np.load(name_unfinished(folder) / CHECKPOINT)
     except FileNotFoundError:
@@ -650,23 +652,25 @@ def load_checkpoint(model, folder):
 
 
 def compile_model(model, steps, settings):
-    """Make the model ready for epochs of `steps`; Adam averages the weights over about the last epoch."""
+    """Compile the model for epochs of `steps`. Adam keeps an average of the weights over about one epoch."""
     adam = keras.optimizers.Adam(settings.LEARNING_RATE, use_ema=True, ema_momentum=1 - 1 / steps)
-    # metrics by name would have the training step traced twice; XLA and determinism exclude each other in Keras
+    # a metric given by name traces the training step twice; in Keras, XLA and determinism exclude each other
     accuracy = keras.metrics.BinaryAccuracy(name="accuracy", threshold=settings.THRESHOLD)
     model.compile(adam, keras.losses.BinaryCrossentropy(), metrics=[accuracy], jit_compile=False)
     model.optimizer.build(model.trainable_variables)
 
 
 def train(model, training, validation, settings, folder):
-    """Fit all epochs: (trained, facts, history).
+    """Train for all epochs: (trained, facts, history).
 
     trained: see to_float32; facts: see describe_model; history: a table with columns epoch, LOGS and seconds.
-    The model ends with, and every epoch is validated with, averaged weights: those of the last step alone are a
-    lottery (Polyak and Juditsky 1992). Nothing is chosen on the validation side. The next call continues from the
-    last checkpoint with the same numbers; there is one at the end of an epoch where a minute has passed since the
-    last, and at the end of the training. Raises UserError where the training diverges or a batch does not fit into
-    memory.
+
+    The final weights are an average over about the last epoch (Polyak and Juditsky 1992), as weights of a single
+    step vary too much. The validation of each epoch uses averaged weights, too. It chooses nothing.
+
+    A checkpoint is written at the end of an epoch, if the last one is older than CHECKPOINT_SECONDS, and after the
+    last epoch. An interrupted training continues from it, with the same numbers as without interruption. Raises
+    UserError if the training diverges, or if a batch does not fit into memory.
     """
     network = fold_batch_norm(model)
     compile_model(network, len(training), settings)
@@ -677,7 +681,7 @@ def train(model, training, validation, settings, folder):
     saved, watched = started, is_notebook() or sys.stdout.isatty()
 
     def begin(epoch, logs):
-        training.epoch = epoch  # before Keras starts the threads that make its batches
+        training.epoch = epoch  # before the threads make its batches
 
     def keep(epoch, logs):
         nonlocal saved
@@ -692,7 +696,7 @@ def train(model, training, validation, settings, folder):
 
     known = {*gradient_registry.list()}
     swap = keras.callbacks.SwapEMAWeights()
-    swap._tf_swap_variables = swap._backend_swap_variables  # exact: the former adds and subtracts, and so rounds
+    swap._tf_swap_variables = swap._backend_swap_variables  # the former swaps by sums, which are rounded
     callbacks = [keras.callbacks.TerminateOnNaN(), swap,
                  keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=keep)]
     try:
@@ -700,22 +704,22 @@ def train(model, training, validation, settings, folder):
             network.fit(training, epochs=settings.EPOCHS, initial_epoch=len(rows), validation_data=validation,
                         shuffle=False, callbacks=callbacks, verbose=int(watched))
     except tf.errors.ResourceExhaustedError as error:
-        raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE (a new run).") from error
+        raise UserError(f"out of memory ({describe_device()}): lower BATCH_SIZE.") from error
     finally:
-        for name in {*gradient_registry.list()} - known:  # or TensorFlow keeps each fold's graph, 350 MB
+        for name in {*gradient_registry.list()} - known:  # TensorFlow would keep 350 MB for each fold
             del gradient_registry._registry[name]
-    network.optimizer.finalize_variable_values(network.trainable_variables)  # as fit() does, where it was called
-    finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # a ReLU can hide NaN from the loss
+    network.optimizer.finalize_variable_values(network.trainable_variables)  # if fit() had nothing left to do
+    finite = all(np.isfinite(part).all() for part in (rows, *model.weights))  # the loss may not show NaN weights
     if not finite or len(rows) < settings.EPOCHS:
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)
-        raise UserError("training diverged, its numbers are not finite: lower LEARNING_RATE.")
+        raise UserError("the training diverged (loss or weights are not finite): lower LEARNING_RATE.")
     history = pd.DataFrame(rows, columns=[*LOGS, "seconds"])
     history.insert(0, "epoch", range(1, settings.EPOCHS + 1))
     return to_float32(model), describe_model(model, settings), history
 
 
 def to_float32(model):
-    """The model without its optimizer, computing in 32 bits, whatever it was trained in."""
+    """The model without its optimizer, in float32, whatever precision it was trained in."""
     trained = keras.Model(model.inputs[0], model.output, name=model.name)
     if "float16" in (description := trained.to_json()):
         trained = keras.models.model_from_json(re.sub("mixed_b?float16", "float32", description))
@@ -730,11 +734,11 @@ def to_float32(model):
 def make_gradcam(model, threshold=0.5):
     """A compiled function from images, float32 (B, H, W, 3) in 0..255, to logits and Grad-CAM maps.
 
-    Logits of P(malignant) are float32 (B,); Grad-CAM of the predicted class (Selvaraju et al. 2017) on the last
-    feature maps is float32 (B, h, w) in 0..1. The logit is differentiated, as a saturated sigmoid has no gradient;
-    for a film predicted benign it is negated. A map without evidence for the prediction is 0 everywhere.
+    Logits of P(malignant) are float32 (B,). Grad-CAM of the predicted class (Selvaraju et al. 2017) on the last
+    feature maps is float32 (B, h, w) in 0..1. The logit is differentiated, as a saturated sigmoid has no gradient.
+    If the prediction is benign, the logit is negated. A map without positive evidence is 0 everywhere.
     """
-    pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)  # which make maps coarser
+    pooling = (keras.layers.MaxPooling2D, keras.layers.GlobalAveragePooling2D)  # the maps before them are finer
     maps = next(layer.output for layer in reversed(model.layers)
                 if len(layer.output.shape) == 4 and not isinstance(layer, pooling))
     bottom = fold_batch_norm(keras.Model(model.inputs[0], maps))
@@ -758,7 +762,7 @@ def make_gradcam(model, threshold=0.5):
 def make_explainer(models, threshold):
     """A function from grey images, uint8 (B, H, W), to logits, float (B,), and Grad-CAM maps (B, h, w).
 
-    Of several models it gives the mean logit, and the mean of the maps, each of which explains its own model.
+    With several models, logits are averaged, and so are the maps.
     """
     functions = [make_gradcam(model, threshold) for model in models]
 
@@ -773,11 +777,10 @@ def make_explainer(models, threshold):
 def evaluate(models, images, films, settings, side="validation"):
     """{side: (predictions, maps)} of the films of one set.
 
-    predictions: path, patient_id, label, probability (of malignancy), predicted, logit (of which confident films
-    have different ones), in the order and with the index of `films`; maps: Grad-CAM, (N, h, w). Of several models
-    see make_explainer.
+    predictions: a table with path, patient_id, label, probability (of malignancy), predicted and logit, with the
+    order and the index of `films`. maps: Grad-CAM, (N, h, w). For several models see make_explainer.
     """
-    gc.collect()  # after a training, the optimizer: three times the weights, in a cycle with its model
+    gc.collect()  # frees the optimizer after a training: three times the memory of the weights
     explain = make_explainer(models, settings.THRESHOLD)
     rows, size = np.flatnonzero(films["split"] == side), settings.BATCH_SIZE
     parts = [explain(images[rows[start : start + size]]) for start in range(0, len(rows), size)]
@@ -793,9 +796,9 @@ def evaluate(models, images, films, settings, side="validation"):
 
 @contextlib.contextmanager
 def make_folder(folder, again=False):
-    """A new folder, which is called `folder` once all its files are written; its checkpoint is removed then.
+    """A new folder for the files of a result. At the end it is renamed to `folder`, and its checkpoint is removed.
 
-    Results that another process has written meanwhile stay; `again` replaces those that are there.
+    If another process has written the same result meanwhile, that one stays. With `again`, it is replaced.
     """
     write = explain_write_errors if again else write_unless_complete
     new = name_unfinished(folder) / f"new-{secrets.token_hex(8)}"
@@ -804,38 +807,40 @@ def make_folder(folder, again=False):
             new.mkdir(parents=True)
             yield new
             if again or not has_results(folder):
-                shutil.rmtree(folder, ignore_errors=True)  # an earlier result, or what is left of a deleted one
-            new.rename(folder)  # fails where there are results
+                shutil.rmtree(folder, ignore_errors=True)  # an earlier result, or remains of one
+            new.rename(folder)  # fails if there are results
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a checkpoint stays
+        with contextlib.suppress(OSError):  # it is not empty if there is a checkpoint
             name_unfinished(folder).rmdir()
     log.info("finished: %s", shorten(folder))
 
 
 def write_run(folder, settings, films, images, fingerprints, trained, facts, weights, history, results, console):
-    """Write all files of a run, and remove the checkpoint; see load_backbone, train and evaluate."""
+    """Write all files of a run, and remove its checkpoint; see load_backbone, train and evaluate."""
     notes = ["synthetic phantoms"] * is_synthetic(films) + [weights["origin"]] * (not weights["pretrained"])
     note = "; ".join(notes)
     title = "{backbone}, top {unfrozen_layers} of {layers} layers trained".format(**facts)
     recorded = describe_run(settings, films, console) | {"note": note, "title": title, "model": facts}
     recorded |= {"weights": weights, "seconds": {"training": round(history["seconds"].iloc[-1], 1)}}
+    fold = films["fold"][films["split"].eq("validation")].iloc[0]
+    if fold:  # with FOLD = "all", too, each folder says which fold it is
+        recorded["constants"]["FOLD"] = int(fold)
     with make_folder(folder) as new:
         write_results(new, settings, films, images, results, recorded)
         write_figure(draw_training_curves(history), new / "training_curves.png", title, note)
         write_table(history.drop(columns="seconds"), new / "history.csv", note)
         np.save(new / "fingerprints.npy", fingerprints)
         trained.save(new / "model.keras")
-    fold = films["fold"][films["split"].eq("validation")].iloc[0]
     if settings.FOLD == "all" and fold and (left := FOLDS - 1 - int(fold)):
         minutes = left * history["seconds"].max() / 60
-        log.info("%d of %d folds are left: about %.1f minutes of training, less where one is complete already",
-                 left, FOLDS, minutes)
+        log.info("%d of %d folds remain: about %.1f minutes of training, less if some are complete", left, FOLDS,
+                 minutes)
 
 
 def describe_run(settings, films, console):
-    """What settings.json tells of the constants, the films, the machine and the run."""
+    """The part of settings.json on constants, films, machine and console, as a dict."""
     sides = films.groupby(["split", "label"])["group"].agg(["size", "nunique"])
     dealt = films["path"][films["fold"].ne("")]
     collection = {"images": len(films), "patients": films["group"].nunique(),
@@ -851,7 +856,7 @@ def describe_run(settings, films, console):
         "split": {"given": bool(dealt.empty), "dealt": hash_to_digits(dealt.tolist())} | {
             f"{side}, {label}": f"{size} films of {patients} patients"
             for (side, label), (size, patients) in sides.iterrows()},
-        "versions": {"python": platform.python_version()} | {
+        "versions": {"python": platform.python_version(), "code": hash_to_digits(CODE)} | {
             module.__name__: module.__version__ for module in modules},
         "device": describe_device(),
         "limits": [record.getMessage() for record in console.buffer if hasattr(record, "limit")],
@@ -860,10 +865,10 @@ def describe_run(settings, films, console):
 
 
 def pool_folds(folders, films, images, fingerprints, settings):
-    """The folder of the one result of all folds: every patient scored by the model that held it out.
+    """The folder with the result of all folds: each film is scored by the model that did not see its patient.
 
-    films, images, fingerprints: those of all folds. A single folder is its own result. In split.csv, films in no
-    fold have the fold "test" or "left out".
+    films, images, fingerprints: those of all folds. A single folder is returned as it is. In split.csv, films that
+    are in no fold have the fold "test" or "left out".
     """
     if len(folders) == 1:
         return folders[0]
@@ -897,10 +902,9 @@ def pool_folds(folders, films, images, fingerprints, settings):
 
 
 def score_test(folder, films, images, settings):
-    """Score the test set, if the data has one, and write its results to test/ in the folder of the result.
+    """Score the test set, if the data has one, and write the result to test/ in the folder of the run.
 
-    That happens once, at the end. With FOLD = "all" the logits of the five models are averaged, and no fold is
-    scored on the test set.
+    This happens once, at the end. With FOLD = "all" the logits of the five models are averaged.
     """
     if not films["split"].eq("test").any():
         return
@@ -914,11 +918,23 @@ def score_test(folder, films, images, settings):
     write_summary(folder)
 
 
+def list_unfinished(output_dir):
+    """Log the folders of unfinished runs, and how much they hold."""
+    sizes = {}
+    for folder in output_dir.glob(".*-unfrozen*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just completed it
+            sizes[folder.name] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if sizes:
+        log.info("%d unfinished runs in %s hold %.0f MB (%s). The same constants continue them. Delete the folders"
+                 " that you do not need", len(sizes), shorten(output_dir), sum(sizes.values()) / 1e6,
+                 list_some(sorted(sizes)))
+
+
 # ---- after a run -------------------------------------------------------------------------------
 
 
 def check_archive(file):
-    """Raise UserError where a model.keras is damaged: Keras ignores the checksum of the weights if it is wrong."""
+    """Raise UserError if a model.keras is damaged. Keras does not check the checksums of the archive."""
     with explain_damage(file), zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
     if damaged:
@@ -926,7 +942,7 @@ def check_archive(file):
 
 
 def load_model(file):
-    """The model of a run, whose file may be damaged or hold another one. Raises UserError."""
+    """Load the model of a run. Raises UserError if the file is damaged, or holds another model."""
     check_archive(file)
     with explain_damage(file):
         model = keras.models.load_model(file, compile=False, safe_mode=True)
@@ -940,10 +956,10 @@ def load_model(file):
 
 
 def load_run(run, used=TO_PREDICT):
-    """(folder, models, recorded) of a run: its folder, its model.keras, or the folder of all folds (five models).
+    """(folder, models, recorded) of a run.
 
-    recorded: its settings.json, which has to have what is `used`. A path counts from the working directory. Raises
-    UserError.
+    run: the folder of a run, its model.keras, or the folder of all folds, which has five models. It is relative to
+    the working directory. recorded: its settings.json, with the values of `used`. Raises UserError.
     """
     run = absolute(run)
     folder = run if os.path.isdir(run) else run.parent
@@ -951,7 +967,7 @@ def load_run(run, used=TO_PREDICT):
         raise UserError(f"{run} is no run: there is no {folder / 'settings.json'}.")
     recorded = read_json(folder / "settings.json", used)
     if "TRAINED_ON" in recorded["constants"]:
-        raise UserError(f"{run} is the result of validate(), which has no model: name the run that it scored.")
+        raise UserError(f"{run} is a result of validate(), which has no model: choose the run that it scored.")
     names = recorded.get("folds", [folder.name])
     if not is_list_of(names, is_folder_name) or len(names) > FOLDS:
         raise UserError(f"{folder / 'settings.json'} has {quote(names)} for folds, which no run writes: {REMEDY}.")
@@ -959,14 +975,14 @@ def load_run(run, used=TO_PREDICT):
 
 
 def predict(run, films, overlays=None, lesion_boxes=None):
-    """Table of new films: path, probability (of malignancy), predicted, trained_on, reason.
+    """A table of new films: path, probability (of malignancy), predicted, trained_on, reason.
 
-    trained_on: True where the model was trained on that picture or patient, else False, or "unknown" (list_seen).
-    reason: why a film cannot be read.
+    trained_on: True if the model was trained on the film or its patient, else False or "unknown": see list_seen.
+    reason: why a film cannot be read, else "".
 
-    run: see load_run; films: a file, a list of files, or a folder, whose images are all taken. They are read and
-    cropped as in training; lesion_boxes, a dict of paths, is needed with CROP = "lesion" only. overlays: a folder
-    for Grad-CAM overlays, <number of the row>_<name>.png. Paths count from the working directory.
+    run: see load_run; films: a file, a list of files, or a folder with all its images. They are read and cropped
+    as in training. lesion_boxes: a dict by path, needed with CROP = "lesion" only. overlays: a folder for Grad-CAM
+    overlays, <number of the row>_<name>.png. Paths are relative to the working directory.
     """
     open_console()
     folder, models, recorded = load_run(run)
@@ -994,12 +1010,12 @@ def predict(run, films, overlays=None, lesion_boxes=None):
             results = zip(batch, images, reasons, *explain(np.stack(images)), strict=True)
             for path, image, reason, logit, cam in results:
                 if not reason and np.isnan(logit):
-                    reason = "the model gives no number for this film: the model may be damaged"
+                    reason = "the model gives no number for this film, and may be damaged"
                 if overlays and not reason:
                     file = overlays / f"{len(rows):05d}_{cut_name(path.stem)}.png"
                     try:
                         write_overlay(overlay_map(image, cam), file)
-                    except (OSError, ValueError) as error:  # the table is worth more
+                    except (OSError, ValueError) as error:  # the table matters more
                         log.warning("overlays are missing from row %d on: %s cannot be written (%s). The table is"
                                     " complete.", len(rows), quote(str(file)),
                                     getattr(error, "strerror", "no file can have this name"))
@@ -1007,7 +1023,8 @@ def predict(run, films, overlays=None, lesion_boxes=None):
                 rows.append((str(path), np.nan if reason else special.expit(logit), reason))
             log.info("%d of %d films", len(rows), len(paths))
     if new := kinds - {*depths}:
-        log.warning("the run saw no %s: each is scaled by its own bit depth", " and no ".join(sorted(new)))
+        log.warning("the run was trained without %s: each such film is scaled by its own bit depth",
+                    " and ".join(sorted(new)))
     table = pd.DataFrame(rows, columns=["path", "probability", "reason"])
     calls = np.take(CLASSES, table["probability"] >= constants["THRESHOLD"])
     table.insert(2, "predicted", np.where(table["reason"] == "", calls, ""))
@@ -1016,16 +1033,16 @@ def predict(run, films, overlays=None, lesion_boxes=None):
 
 
 def validate(run, data_dir):
-    """Score a second labelled collection with a run; returns the folder <run>-on-<collection>-<digits> beside it.
+    """Score a second labelled collection; returns the folder <run>-on-<collection>-<digits> beside the run.
 
-    data_dir: any layout that DATA_DIR takes; it counts from the working directory. Films that show a picture or
-    have a patient_id that the run was trained on are left out (leaks.csv); dicom_00001 and so on are no such ids.
+    data_dir: a folder in any layout of DATA_DIR, relative to the working directory. Films are excluded (leaks.csv)
+    if the run was trained on the same picture or on the same patient_id, but for ids such as dicom_00001.
     """
     console = open_console()
     source, models, recorded = load_run(run, TO_REPORT)
     for file in (source / "split.csv", source / "fingerprints.npy", source / "properties.csv"):
         if not os.path.isfile(file):
-            raise UserError(f"{file} is missing, which tells what was trained on: {REMEDY}.")
+            raise UserError(f"{file} is missing, which lists the training set: {REMEDY}.")
     data_dir, trained_on = absolute(data_dir), recorded["constants"]["DATA_DIR"]
     constants = recorded["constants"] | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent}
     settings = Settings(*map(constants.get, Settings._fields))

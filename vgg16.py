@@ -63,6 +63,7 @@ def main(**constants):
     common.score_test(folder, split, images, settings)
     common.show_results(folder)
     common.compare(settings.OUTPUT_DIR)
+    common.list_unfinished(settings.OUTPUT_DIR)
     return folder
 
 

@@ -46,7 +46,7 @@ def test_a_wrong_constant_stops_at_once_and_is_named(monkeypatch, name, value):
     """In the script, and where main() is called with it."""
     monkeypatch.setattr(vgg16, name, value)
     for main, constants in ((resnet50.main, {name: value}), (vgg16.main, {})):
-        with pytest.raises(common.UserError, match=rf"^{name} is {re.escape(repr(value))}, but has to be"):
+        with pytest.raises(common.UserError, match=rf"^{name} is {re.escape(repr(value))}, but must be"):
             main(**constants)
 
 
@@ -152,8 +152,10 @@ def test_the_name_changes_with_all_that_decides_the_results(name, tmp_path, monk
         changed = films.assign(**{column: [*films[column][:9], value]})
         folders.append(common.name_run(settings, changed, model, weights))
     folders.append(common.name_run(settings, films, model, weights | {"sha256": "1"}))
-    monkeypatch.setattr(common.keras, "__version__", "0")
-    folders.append(common.name_run(settings, films, model, weights))
+    for place, name, value in ((common.keras, "__version__", "0"), (common, "CODE", ["edited"]),
+                               (common, "describe_gpu", lambda: {"device_name": "a GPU"})):
+        monkeypatch.setattr(place, name, value)
+        folders.append(common.name_run(settings, films, model, weights))
     assert len(set(folders)) == len(folders)
 
 
@@ -273,6 +275,20 @@ def test_a_run_that_another_process_completes_while_the_page_is_written_is_on_it
     assert "second" in (tmp_path / "report.html").read_text("utf-8")
 
 
+def test_unfinished_runs_are_listed_with_what_they_hold(tmp_path, caplog):
+    caplog.set_level("INFO", "mammograms")
+    for name, megabytes in ((".tiny-unfrozen50-aaaaaa", 2), (".tiny-unfrozen60-bbbbbb", 3), (".cache", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.npz").write_bytes(bytes(megabytes * 10**6))
+    common.list_unfinished(tmp_path)
+    (line,) = caplog.messages
+    assert line.startswith(f"2 unfinished runs in {tmp_path} hold 5 MB ('.tiny-unfrozen50-aaaaaa', '.tiny")
+    shutil.rmtree(tmp_path / ".tiny-unfrozen50-aaaaaa")
+    shutil.rmtree(tmp_path / ".tiny-unfrozen60-bbbbbb")
+    common.list_unfinished(tmp_path)
+    assert caplog.messages == [line]
+
+
 def test_copies_of_a_film_are_on_one_side_of_the_split():
     """Though the phantom that is mirrored has another patient's name."""
     _, folder, _ = finish_run()
@@ -323,9 +339,10 @@ def test_all_folds_hold_every_patient_out_once_and_are_runs_of_their_own(all_fol
     _, alone, folder, console = all_folds
     assert re.fullmatch(r"tiny-unfrozen50-all-[0-9a-f]{6}", folder.name)
     assert console.count("finished: ") == 6, "the fold that was complete is not trained again"
-    assert "4 of 5 folds are left" in console
+    assert "4 of 5 folds remain" in console
     runs = [path for path in folder.parent.glob("tiny*") if path != folder]
-    assert len(runs) == 5
+    recorded = [json.loads((run / "settings.json").read_text("utf-8"))["constants"]["FOLD"] for run in runs]
+    assert sorted(recorded) == [0, 1, 2, 3, 4]
     predictions = pd.read_csv(folder / "predictions.csv")
     parts = {str(table["path"].sort_values().tolist()): table for table in
              (pd.read_csv(run / "predictions.csv") for run in runs)}
@@ -437,7 +454,7 @@ def test_mistakes_and_stops_are_one_sentence_and_leave_no_handler(run):
 
 def test_arguments_are_answered_with_a_sentence(run):
     sentence = run(lambda: pytest.fail("it starts"), "--help")
-    assert "no arguments" in sentence
+    assert "takes no arguments" in sentence
     assert "\n" not in sentence.strip()
 
 
@@ -548,7 +565,7 @@ def test_a_notebook_keeps_its_plots_and_signals_and_sees_sentences(tmp_path):
     console += finish_process(process)
     cells = re.split(r"(?m)^cell \d\n", console)[1:]
     assert cells[0].splitlines()[-1] == "svg svg"
-    assert cells[1].splitlines()[-1].startswith("EPOCHS is 0, but has to be")
+    assert cells[1].splitlines()[-1].startswith("EPOCHS is 0, but must be")
     assert cells[2].strip().splitlines()[-1].startswith("stopped: the same command continues")
     assert re.search(r"continuing after epoch [1-5] of 6", cells[3])
     assert "finished" in cells[3]
@@ -760,7 +777,8 @@ def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp
     table = common.predict(folder, tmp_path, overlays=tmp_path / "overlays").set_index("path")
     assert len(table) == len(expected) + 1
     console = capsys.readouterr().out
-    assert "the run saw no" not in console and "*** the model: synthetic phantoms; random weights" in console
+    assert "trained without" not in console
+    assert "*** the model: synthetic phantoms; random weights" in console
     for path in expected.index:
         row = table.loc[str(tmp_path / Path(path).name)]
         assert row["probability"] == pytest.approx(expected["probability"][path], abs=1e-6)
@@ -777,7 +795,7 @@ def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp
     assert "x:y:width:height" in listed["reason"][2]
     film(tmp_path / "deep.png", top=4095, dtype=np.uint16)
     assert common.predict(folder, tmp_path / "deep.png")["reason"].item() == ""
-    assert "the run saw no 16 bit PNG: each is scaled by its own bit depth" in capsys.readouterr().out
+    assert "trained without 16 bit PNG: each such film is scaled by its own" in capsys.readouterr().out
 
 
 def test_predict_with_all_folds_is_the_mean_logit_of_their_models(all_folds):

@@ -256,7 +256,7 @@ def test_equal_runs_at_the_same_time_end_well_and_the_page_has_all_runs(tmp_path
     assert all(name in (outputs / "report.html").read_text("utf-8") for name in runs)
     for console, words in zip(consoles, (r"auc .*\[", r"auc .*\[", "finished: "), strict=True):
         assert re.search(words, console)
-    assert finish_process(start_process([script], script.parent)).count("complete already") == 1
+    assert finish_process(start_process([script], script.parent)).count("this run is complete") == 1
 
 
 def test_the_first_of_two_equal_runs_that_is_complete_stays(tmp_path):
@@ -429,7 +429,7 @@ def test_the_accuracy_of_the_training_is_that_of_the_threshold(fit):
 
 def test_training_that_diverges_stops_with_a_sentence(fit):
     for constants in ({"LEARNING_RATE": 1e38}, {"LEARNING_RATE": 1e20, "MIXED_PRECISION": True}):
-        with pytest.raises(common.UserError, match=r"^training diverged.*lower LEARNING_RATE"):
+        with pytest.raises(common.UserError, match=r"^the training diverged.*lower LEARNING_RATE"):
             fit(EPOCHS=3, **constants)
     assert fit(EPOCHS=1)[0]["epoch"].tolist() == [1], "there is nothing to continue from"
 

@@ -1,5 +1,5 @@
-"""Results without films and networks: predictions become metrics, figures, words and one page of all runs.
+"""From predictions to metrics, figures, a summary and one page of all runs. No film is opened, no network used.
 
-metrics.py measures predictions, figures.py draws them, files.py writes the files of a result, summary.py puts it
-into words, comparison.py makes one page of all finished runs.
+metrics.py has the metrics with intervals, baseline.py the forest of file properties. figures.py draws, files.py
+writes the files of a result, summary.py writes it as text. comparison.py makes one page of all finished runs.
 """

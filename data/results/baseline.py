@@ -1,7 +1,7 @@
-"""What the files alone give away: a random forest that knows properties of the films, but sees no lesion.
+"""The baseline of every result: a random forest of file properties, which sees no lesion.
 
-Only what a network does better than this is its own. Where benign and malignant films come from two scanners or
-websites, such properties alone tell the classes apart.
+If benign and malignant films come from two scanners or websites, such properties alone predict the class. A
+network has learnt something about lesions only if it does better.
 """
 import numpy as np
 import pandas as pd
@@ -17,22 +17,22 @@ from data.results import metrics
 from data.results.metrics import with_interval
 from data.splits import FOLDS
 
-CATEGORIES = ["format", "side", "view"]  # properties that are text; all others are numbers
+CATEGORIES = ["format", "side", "view"]  # properties that are text; the others are numbers
 FOREST = RandomForestClassifier(100, min_samples_leaf=5, random_state=0)  # of all properties
-TREE = DecisionTreeClassifier(max_leaf_nodes=4, min_samples_leaf=5, random_state=0)  # of one property alone
-NAMED = 3  # properties that are named as the most telling ones, at most
-TELLING = 0.65  # an AUC whose whole interval lies above this is a warning
+TREE = DecisionTreeClassifier(max_leaf_nodes=4, min_samples_leaf=5, random_state=0)  # of one property
+NAMED = 3  # the most telling properties that are named, at most
+TELLING = 0.65  # a warning if the whole interval of the AUC lies above this
 
 
 # ---- properties and scores ---------------------------------------------------------------------
 
 
 def list_properties(films, images, crop):
-    """The properties of each film, one a column, with the index of `films`; lengths are pixels of the film.
+    """A table of the properties of each film, with the index of `films`; lengths are in pixels of the film.
 
     films: the table of group_duplicates(); images: uint8 (N, S, S), as the network sees them. black_share and
-    white_share count pixels of exactly 0 and 255. With CROP = "lesion" the size of the lesion (its longer side) is
-    among the properties, and its place.
+    white_share count pixels of 0 and 255. With CROP = "lesion" the size (longer side) and the place of the lesion
+    are among the properties.
     """
     width, height = films["film_width"], films["film_height"]
     table = films[[*CATEGORIES, "film_width", "film_height"]].assign(
@@ -49,7 +49,7 @@ def list_properties(films, images, crop):
 
 
 def list_trainings(table):
-    """{fold: rows} that each model of a result was trained on; a run of one fold has one model, under "".
+    """{fold: the rows of the training set of its model}; a run of one fold has one model, with the key "".
 
     table: label, split or fold, and properties, as in properties.csv.
     """
@@ -66,7 +66,7 @@ def read_trainings(file):
 
 
 def encode(properties, known):
-    """Properties as float (N, P): a category is its place among those of `known`, -1 where it is none of them."""
+    """Properties as float (N, P). A category becomes its index among those of `known`, -1 if it is not there."""
     table = properties.copy()
     for name in table.columns.intersection(CATEGORIES):
         table[name] = pd.Index(known[name].unique()).sort_values().get_indexer(table[name])
@@ -74,9 +74,9 @@ def encode(properties, known):
 
 
 def score_films(model, training, properties):
-    """P(malignant) of films by FOREST or TREE, a Series with the index of `properties`, all of which it sees.
+    """P(malignant) of films by a model that is fitted to the training films: a Series like `properties`.
 
-    training: rows of list_trainings().
+    model: FOREST or TREE; training: rows of list_trainings(); properties: a table with the columns to use.
     """
     known = training[properties.columns]
     model.fit(encode(known, known), training["label"] == "malignant")
@@ -84,7 +84,7 @@ def score_films(model, training, properties):
 
 
 def score_held_out(model, trainings, properties, folds=None):
-    """score_films() after the training of each film's fold; without folds, the mean logit of all trainings."""
+    """score_films() with the training films of each film's fold; without folds, the mean logit of all models."""
     if folds is not None:
         parts = [score_films(model, trainings[fold], properties[folds == fold]) for fold in folds.unique()]
         return pd.concat(parts).loc[properties.index]
@@ -94,10 +94,10 @@ def score_held_out(model, trainings, properties, folds=None):
 
 
 def add_baseline(predictions, properties, trainings):
-    """(predictions with the column baseline, ranked): what the files alone say of the held-out films.
+    """(predictions with the column baseline, ranked): P(malignant) of the held-out films by the file properties.
 
-    predictions: of the network, with the column fold where they are of all folds; properties: of all films;
-    trainings: see list_trainings; ranked: see rank_properties.
+    predictions: of the network, with a column fold if they are of all folds; properties: of all films; trainings:
+    see list_trainings; ranked: see rank_properties.
     """
     properties = properties.loc[predictions.index]
     folds = predictions.get("fold")  # None for a single model
@@ -107,9 +107,10 @@ def add_baseline(predictions, properties, trainings):
 
 
 def rank_properties(trainings, properties, labels, folds=None):
-    """{property: AUC} of those that alone are better than chance, the highest first; of folds it is the mean.
+    """{property: AUC} of the properties that are better than chance on their own, the highest first.
 
-    labels: (N,) of "benign" or "malignant". The films are held out, but the highest of many AUCs are optimistic.
+    labels: (N,), "benign" or "malignant". With folds, the AUC is their mean. The films are held out, but the
+    highest of many AUCs is optimistic.
     """
     aucs, malignant = {}, labels == "malignant"
     parts = malignant.groupby(np.zeros(len(labels)) if folds is None else folds)
@@ -120,13 +121,13 @@ def rank_properties(trainings, properties, labels, folds=None):
     return {name: auc for name, auc in sorted(aucs.items(), key=lambda item: -item[1]) if auc > 0.5}
 
 
-# ---- beside the result -------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------
 
 
 def measure_baseline(scores, probabilities, ranked, seed):
-    """The "baseline" of metrics.json: AUC of the files alone, and AUC of the network minus it, with intervals.
+    """The "baseline" of metrics.json: its AUC, and the AUC of the network minus it, with intervals.
 
-    scores: labels, probabilities (of the network), patients and folds; probabilities: those of the files alone;
+    scores: labels, probabilities (of the network), patients and folds; probabilities: of the file properties;
     ranked: see rank_properties().
     """
     results = metrics.measure(**scores | {"probabilities": probabilities}, seed=seed)
@@ -167,7 +168,7 @@ def deal_folds(films, seed):
 
 
 def count_by_class(values, malignant):
-    """The films of each class that have each category, or range of numbers, of a property, as a sentence."""
+    """How many films of each class have each category, or range of numbers, of a property: a sentence."""
     if values.name in CATEGORIES:
         parts = {value or "unknown": part for value, part in malignant.groupby(values)}
     else:
@@ -180,9 +181,9 @@ def count_by_class(values, malignant):
 
 
 def warn_of_giveaways(films, images, crop, seed):
-    """Warn where the files alone tell the classes apart; summary.md quotes it among its limits.
+    """Warn if file properties alone predict the class; summary.md repeats the warning under Limits.
 
-    films: the table of group_duplicates(); seed: that of the split.
+    films: the table of group_duplicates(); seed: SPLIT_SEED.
     """
     properties, films = list_properties(films, images, crop), deal_folds(films, seed)
     if films is None:
@@ -197,7 +198,7 @@ def warn_of_giveaways(films, images, crop, seed):
         return
     ranked = rank_properties(trainings, properties, films["label"], folds)
     names = [name for name, auc in ranked.items() if auc > max(ranked.values()) - 0.1]
-    found = f"File properties alone tell benign from malignant films (AUC {with_interval(results, 'auc')})."
+    found = f"File properties alone predict the class of a film (AUC {with_interval(results, 'auc')})."
     counts = [count_by_class(properties[name], malignant) for name in names[:NAMED]]
-    advice = "A network may learn these instead of what lesions look like."
+    advice = "A network may learn these properties instead of the look of lesions."
     log.warning(" ".join([found, *counts, advice]), extra={"limit": True})

@@ -1,8 +1,8 @@
-"""Metrics of predictions, with intervals over patients: two films of one patient are not independent.
+"""Metrics of predictions, with intervals over patients, as two films of one patient are not independent.
 
-The standard error of a metric is its standard deviation over resamples of the patients. The interval holds all
-values within t standard errors, as Wilson's (1927) interval of a share does. tests/coverage.py simulates how often
-intervals hold the true value. A ratio of nothing is undefined: NaN in arrays, None in results.
+The standard error of a metric is its standard deviation over bootstrap resamples of the patients. The interval is
+Wilson's (1927), with this standard error and Student's t. tests/coverage.py simulates how often intervals contain
+the true value. A ratio with the denominator 0 is undefined: NaN in arrays, None in results.
 """
 import numpy as np
 import pandas as pd
@@ -21,16 +21,16 @@ GRID = np.linspace(0, 1, 101)  # false positive rates of ROC curves, recalls of 
 
 
 def tabulate(labels, patients, folds):
-    """A table of the films: label (1 malignant), fold, and patient as a number from 0."""
+    """A table of the films with label (1 malignant), fold, and patient as a number from 0."""
     films = pd.DataFrame({"label": np.asarray(labels), "fold": 0 if folds is None else np.asarray(folds)})
     films["patient"], _ = pd.Series(list(patients), dtype=object).factorize(use_na_sentinel=False)
     return films
 
 
 def draw_weights(films, seed):
-    """Yield how often each film counts: once, int (1, N), then in RESAMPLES of the patients, int (BATCH, N).
+    """Yield the weight of each film: first ones, int (1, N), then counts in resamples of patients, int (BATCH, N).
 
-    Of n patients n - 1 are drawn with replacement, so that variances are unbiased (Rao and Wu 1988).
+    Each resample draws n - 1 of n patients with replacement, so that variances are unbiased (Rao and Wu 1988).
     """
     yield np.ones((1, len(films)), int)
 
@@ -41,10 +41,10 @@ def draw_weights(films, seed):
 
 
 def rank_films(labels, probabilities, weights):
-    """(tp, fp): how many malignant and benign films have at least a certain probability, both int (R, S + 1).
+    """(tp, fp): how many malignant and benign films reach each threshold, both int (R, S + 1).
 
-    weights: int (R, N), how often each film counts in each of R resamples. The S different probabilities go
-    down from column 1. In column 0 no film is counted, in the last all of them.
+    weights: int (R, N), the weight of each film in each of R resamples. The thresholds are the S different
+    probabilities in falling order, after one that no film reaches.
     """
     order = np.argsort(-probabilities, kind="stable")
     steps = np.flatnonzero(np.diff(probabilities[order], append=-np.inf))  # the last film of each probability
@@ -61,7 +61,7 @@ def compute_auc(tp, fp):
 
 
 def compute_average_precision(tp, fp):
-    """The mean of the precision at each malignant film, without interpolation."""
+    """The mean of the precisions at each malignant film, without interpolation."""
     precision = tp / (tp + fp)
     return np.nansum(precision[:, 1:] * np.diff(tp, axis=1), axis=1) / tp[:, -1]
 
@@ -73,10 +73,10 @@ def trace_roc(tp, fp):
 
 
 def trace_precision_recall(tp, fp):
-    """Precision where the recall first reaches GRID, (R, 101); at 0, where a malignant film is found first."""
+    """Precision where the recall first reaches GRID, (R, 101); at recall 0, that at the first malignant film."""
     curves = []
     for found, precision in zip(tp, tp / (tp + fp), strict=True):
-        wanted = np.maximum(GRID * found[-1] - 1e-9, 1)  # films; 0.07 * 100 is a little more than 7
+        wanted = np.maximum(GRID * found[-1] - 1e-9, 1)  # films; in floats, 0.07 * 100 is more than 7
         curves.append(precision.take(found.searchsorted(wanted), mode="clip"))
     return np.array(curves)
 
@@ -85,7 +85,7 @@ CURVES = {"roc": trace_roc, "precision_recall": trace_precision_recall}
 
 
 def average_folds(function, ranks):
-    """function(tp, fp), (R, ...), averaged over the folds in which both classes count (Forman and Scholz 2010)."""
+    """The mean of function(tp, fp), (R, ...), over the folds with both classes (Forman and Scholz 2010)."""
     parts = []
     for tp, fp in ranks:
         part = function(tp, fp)
@@ -95,7 +95,7 @@ def average_folds(function, ranks):
 
 
 def score(films, probabilities, threshold, weights, ranks):
-    """A dict of NAMES: float (R,), a metric in each of R resamples; ranks: rank_films() of each fold."""
+    """{name: float (R,)}: each metric of NAMES in each of R resamples; ranks: rank_films() of each fold."""
     labels = films["label"].to_numpy()
     malignant, predicted = labels == 1, probabilities >= threshold
 
@@ -119,9 +119,9 @@ def score(films, probabilities, threshold, weights, ranks):
 
 @np.errstate(invalid="ignore")  # of 0 / 0
 def bootstrap(films, probabilities, threshold, seed, curves=()):
-    """A dict of NAMES: float (1 + RESAMPLES,), and of those of CURVES that are asked for: (1 + RESAMPLES, 101).
+    """{name: float (1 + RESAMPLES,)} of NAMES, and {name: (1 + RESAMPLES, 101)} of the requested CURVES.
 
-    The first row is that of the films, the others are those of resamples of their patients.
+    The first row is the value of all films, the others are values of resamples of their patients.
     """
     labels, folds = films["label"].to_numpy(), films.groupby("fold").indices.values()
     parts = []
@@ -138,7 +138,7 @@ def bootstrap(films, probabilities, threshold, seed, curves=()):
 
 
 def count_patients(films, predicted):
-    """How many patients decide each metric, as a dict; where films are ranked, those of the rarer class."""
+    """{name: the number of patients that decide a metric}; for ranking metrics, those of the smaller class."""
     malignant, patients = films["label"].to_numpy() == 1, films["patient"].to_numpy()
     ranked = films.groupby("fold")["label"].transform("nunique").to_numpy() == 2
 
@@ -153,10 +153,10 @@ def count_patients(films, predicted):
 
 
 def compute_excess(films, probabilities):
-    """How much too high the average precision of few films is: a share of what it lacks to 1, mean of the folds.
+    """The bias of the average precision of few films, as a share of its distance to 1: the mean of the folds.
 
-    Each malignant film counts itself among those from its probability up. Where nothing is ranked, this is exact
-    (Bestgen 2015). With many films it vanishes.
+    Each malignant film counts itself in its own precision. The correction is exact for random scores (Bestgen
+    2015), and vanishes with many films.
     """
     shares = []
     for fold in films.groupby("fold").indices.values():
@@ -167,21 +167,21 @@ def compute_excess(films, probabilities):
 
 
 def remove_excess(samples, films, probabilities):
-    """What bootstrap() gives, with the average precision that many films would have."""
+    """The result of bootstrap() with an average precision without the bias of few films."""
     excess = compute_excess(films, probabilities)
     unbiased = (samples["average_precision"] - excess) / (1 - excess)
     return samples | {"average_precision": np.maximum(unbiased, 0)}
 
 
 def compute_variance(values):
-    """The variance over those resamples in which a metric is defined; values: (1 + RESAMPLES,)."""
+    """The variance over the resamples in which a metric is defined; values: (1 + RESAMPLES,)."""
     resamples = values[1:]
     defined = resamples[~np.isnan(resamples)]
     return np.var(defined) if len(defined) else 0.0
 
 
 def compute_margin(parts, confidence=0.95):
-    """t standard errors of independent parts, each (variance, degrees of freedom) (Satterthwaite 1946)."""
+    """t standard errors of a sum of parts, each (variance, degrees of freedom) (Satterthwaite 1946)."""
     total = sum(variance for variance, _ in parts)
     if total == 0:
         return 0
@@ -190,19 +190,19 @@ def compute_margin(parts, confidence=0.95):
 
 
 def compute_unseen(patients, confidence=0.95):
-    """The largest share of all patients that a sample of them may have missed (Clopper and Pearson 1934)."""
+    """The upper limit of a share of which a sample of patients has none (Clopper and Pearson 1934)."""
     return 1 - ((1 - confidence) / 2) ** (1 / patients)
 
 
 def compute_interval(value, margin, patients):
-    """[low, high] of a metric from its value, t standard errors, and how many patients decide it."""
+    """[low, high] of a metric, from its value, t standard errors, and the number of patients that decide it."""
     if np.isnan(value) or patients == 0:
         return [0.0, 1.0]
 
     low = high = value
     if 0 < value < 1:
         variance = value * (1 - value)
-        if margin < 1e-9:  # nothing varies: as if each patient were either right or wrong
+        if margin < 1e-9:  # no variation between resamples: the binomial variance of the patients
             margin = compute_margin([(variance / patients, max(patients - 1, 1))])
         ratio = margin**2 / variance  # t^2 / effective sample size
         centre = (value + ratio / 2) / (1 + ratio)
@@ -214,7 +214,7 @@ def compute_interval(value, margin, patients):
 
 
 def estimate_intervals(trainings, patients):
-    """{name: [low, high]} of the mean of K trainings, given bootstrap() of each; patients: see count_patients."""
+    """{name: [low, high]} of the mean of K trainings, from bootstrap() of each; patients: see count_patients."""
     intervals = {}
     for name in NAMES:
         each = np.array([samples[name] for samples in trainings])  # (K, 1 + RESAMPLES)
@@ -226,23 +226,23 @@ def estimate_intervals(trainings, patients):
     return intervals
 
 
-# ---- what is measured --------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------
 
 
 def to_json(values):
-    """The same dict, in which what is undefined is None."""
+    """The dict with None for NaN."""
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
 
 
 def measure_with_curves(labels, probabilities, patients, seed=0, threshold=0.5, folds=None, curves=CURVES):
-    """(results, bands): those of measure(), and from the same resamples the ROC and the precision-recall curve.
+    """(results, bands): see measure(); bands are the ROC and the precision-recall curve with intervals.
 
-    bands: {name: float (3, 101)}: the limits of the middle 95 % of the resampled curves, and the curve, on GRID.
+    bands: {name: float (3, 101)}, on GRID: the 2.5 % and 97.5 % quantiles of the resampled curves, and the curve.
     """
     films, probabilities = tabulate(labels, patients, folds), np.asarray(probabilities, float)
     one_class = films.groupby("fold")["label"].transform("nunique") == 1
     if one_class.any():
-        log.warning("%d films do not count for AUC and average precision: their fold has one class.",
+        log.warning("%d films do not count for AUC and average precision, as their fold has one class only",
                     one_class.sum())
 
     predicted = probabilities >= threshold
@@ -260,18 +260,18 @@ def measure_with_curves(labels, probabilities, patients, seed=0, threshold=0.5, 
 
     bands = {}
     for name in curves:
-        limits = pd.DataFrame(samples[name][1:]).quantile([0.025, 0.975])  # of those with both classes
-        if deciding["auc"] < 2:  # a single patient says nothing about others
+        limits = pd.DataFrame(samples[name][1:]).quantile([0.025, 0.975])  # skips NaN
+        if deciding["auc"] < 2:  # no interval from a single patient
             limits = [np.zeros_like(GRID), np.ones_like(GRID)]
         bands[name] = np.vstack([limits, samples[name][0]])
     return results, bands
 
 
 def measure(labels, probabilities, patients, seed=0, threshold=0.5, folds=None):
-    """Metrics with 95 % intervals, for JSON. A ratio of nothing is undefined: None, with the interval [0, 1].
+    """Metrics with 95 % intervals, for JSON. An undefined metric is None, with the interval [0, 1].
 
-    labels: int (N,), 1 malignant; probabilities: float (N,), malignant from `threshold` up; patients: (N,),
-    hashable; folds: (N,) or None. AUC and average precision are the mean of the folds that have both classes.
+    labels: int (N,), 1 malignant; probabilities: float (N,); predicted malignant from `threshold` up; patients:
+    (N,), hashable; folds: (N,) or None. AUC and average precision are means of the folds with both classes.
     """
     return measure_with_curves(labels, probabilities, patients, seed, threshold, folds, curves=())[0]
 
@@ -279,9 +279,9 @@ def measure(labels, probabilities, patients, seed=0, threshold=0.5, folds=None):
 def measure_trainings(labels, trainings, patients, seed=0, threshold=0.5, folds=None):
     """The mean of several trainings of a setting, with intervals that cover patients and trainings, for JSON.
 
-    trainings: float (K, N), the probabilities of each; for the rest see measure(). The dict has the metrics,
-    "ci95", "sd", the standard deviation between trainings, and "trainings", K. Of one training sd is None, and the
-    intervals cover patients only.
+    trainings: float (K, N), the probabilities of each training; for the other arguments see measure(). The dict
+    has the metrics, "ci95", "sd" (the standard deviation between trainings) and "trainings" (K). If K is 1, sd
+    is None, and the intervals cover patients only.
     """
     films, trainings = tabulate(labels, patients, folds), np.asarray(trainings, float)
     values, unbiased, patients = [], [], []
@@ -300,10 +300,10 @@ def measure_trainings(labels, trainings, patients, seed=0, threshold=0.5, folds=
 
 
 def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, seed=0):
-    """AUC of the first minus that of the second setting: (difference, low, high), over the same resamples.
+    """(difference, low, high): AUC of the first minus that of the second setting, paired over resamples.
 
-    first, second: float (N,), or (K, N) of K trainings, whose mean counts. Both settings are taken to vary alike
-    between trainings. With one training of each, the interval covers patients only.
+    first, second: float (N,), or (K, N) of K trainings, whose AUCs are averaged. Both settings are assumed to vary
+    equally between trainings. With one training of each, the interval covers patients only.
     """
     films = tabulate(labels, patients, folds)
     first_aucs, second_aucs = (  # (K, 1 + RESAMPLES)
@@ -323,16 +323,17 @@ def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, s
     margin = compute_margin(parts, confidence)
 
     both_perfect = first_aucs[:, 0].min() == second_aucs[:, 0].min() == 1
-    if both_perfect and not np.array_equal(first, second):  # on other patients they may differ
+    if both_perfect and not np.array_equal(first, second):  # they may differ on other patients
         margin = compute_unseen(patients, confidence)
     return difference, float(max(difference - margin, -1)), float(min(difference + margin, 1))
 
 
 def average_films(labels, probabilities, patients, folds, sides):
-    """The same arguments but for `sides` with one row a patient, who is malignant when one of the films is.
+    """The arguments of measure() with one row for each patient, as a dict.
 
-    The score of a breast is the mean logit of its views, that of a patient the larger of both breasts. sides: (N,)
-    of "left", "right" or "". Films of a patient whose side is unknown count as those of one breast.
+    The score of a breast is the mean logit of its views. The score of a patient is the larger one of both breasts.
+    A patient is malignant if one of the films is. sides: (N,), "left", "right" or "". Films of a patient without
+    a known side count as one breast.
     """
     films = pd.DataFrame({"label": labels, "logit": special.logit(np.clip(probabilities, 1e-7, 1 - 1e-7)),
                           "patient": patients, "side": sides, "fold": 0 if folds is None else folds})
@@ -346,9 +347,9 @@ def average_films(labels, probabilities, patients, folds, sides):
 def play_pointing_game(boxes, maps, true_positives):
     """How often the peak of a map lies in a lesion box of its film (Zhang et al. 2016), as a dict.
 
-    boxes: those of N films, each (left, top, width, height) as shares of the image; maps: float (N, h, w), an
-    empty one is a miss; true_positives: bool (N,). The baseline is how often the peaks of the other films lie in a
-    film's boxes, so that a habit of pointing at the middle does not count as skill.
+    boxes: of N films, each (left, top, width, height) as shares of the image; maps: float (N, h, w), an empty map
+    is a miss; true_positives: bool (N,). "other_films" is the baseline: how often the peaks of the other films lie
+    in the boxes of a film. Peaks that always lie in the middle do no better than it.
     """
     rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[1:])
     x, y = (columns + 0.5) / maps.shape[2], (rows + 0.5) / maps.shape[1]
@@ -367,13 +368,13 @@ def play_pointing_game(boxes, maps, true_positives):
 
 
 def describe_held_out(results):
-    """What metrics.json was measured on as text: 48 held-out films of 24 patients."""
+    """The films and patients of a metrics.json as text: 48 held-out films of 24 patients."""
     films, patients = results["validation_images"], results["validation_patients"]
     return f"{films} {'test' if results['side'] == 'test' else 'held-out'} films of {patients} patients"
 
 
 def with_interval(results, name):
-    """A metric with its interval as text: 0.71 [0.64, 0.78], or undefined."""
+    """A metric with its interval as text: 0.71 [0.64, 0.78]; or: undefined."""
     if results[name] is None:
         return "undefined"
     return "{:.2f} [{:.2f}, {:.2f}]".format(results[name], *results["ci95"][name])

@@ -2,7 +2,6 @@
 
 A film is one mammogram: an image file, and a row of the table.
 """
-import codecs
 import csv
 import io
 import os
@@ -11,10 +10,8 @@ import runpy
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -33,22 +30,23 @@ PHANTOMS = Path(__file__).resolve().parent / "phantoms"
 LAYOUTS = ("DATA_DIR needs benign/ and malignant/, or train/ and val/ or test/ with these, or labels.csv:"
            " data/README.md")
 SAVE_AS = 'save it as labels.csv (in Excel: "CSV UTF-8")'
-OTHER_TABLES = r"label.*\.(csv|xls[xm]?|ods|tsv|txt)"  # files that may be meant to be labels.csv
+OTHER_TABLES = r".*\.(csv|xls[xm]?|ods|tsv)|label.*\.txt"  # files that may be meant to be labels.csv
 COLUMN_WORDS = {  # how other tables call a column
-    "label": r"label|class|patholog|diagnos|target|malignan|benign|cancer|bi.?rads|outcome|categor",
-    "path": r"image|img|file|path(?!ol)|dicom",
-    "patient_id": r"(patient|subject|person)[\W_]*(id|no|nr|num|number|code|key)?$",
+    "label": r"label|class|patholog|diagnos|target|malignan|benign|cancer|bi.?rads|outcome|categor|truth|status",
+    "path": r"image|img|file|path(?!ol)|dicom|film|scan|picture|^f?name$",
+    "patient_id": r"(patient|patienten|\bpat|subject|person|\bcase)[\W_]*(id|no|nr|num|number|code|key|name)?$"
+                  r"|^(mrn|pid)$",
     "side": r"laterality|left or right",
     "view": r"(view|image)[\W_]*(position|view)",
 }
 NORMAL = "normal is not benign, as both classes show a finding"
 HINTS = {  # what to write where a label or a folder has another name
-    r"(normal|healthy).*": f"{NORMAL}: remove films without one",
-    r"[01](\.0)?|true|false|yes|no|pos(itive)?|neg(ative)?":
+    r"(normal|healthy).*": f"{NORMAL}: remove images without a finding",
+    r"-?[01]([.,]0)?|[+-]|t|f|y|n|true|false|yes|no|pos(itive)?|neg(ative)?":
         "write benign for 0 and malignant for 1, if that is what they mean",
-    r"[bm]|(ben|mal|cancer).*": "write benign or malignant, and nothing else",
-    r"bi.?rads?.*|[2-6][abc]?(\.0)?": "BI-RADS categories are no labels: write benign (often for 2) or malignant"
-                                      " (often for 5 and 6), and leave out what is neither",
+    r"(bi.?rads|acr|categor).*|[2-6][abc]?([.,]0)?":
+        "BI-RADS categories are no labels: write benign (often for 2) or malignant (often for 5 and 6), and remove"
+        " the other rows",
 }
 TAGS = ["PatientID", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence", "SOPClassUID"]
 MANY = 8  # films: a patient seldom has more
@@ -61,10 +59,20 @@ def list_some(items):
     return ", ".join(map(quote, items[:20])) + more
 
 
+def warn(problem, items):
+    """Warn with the number of items, the problem, and the first of them, if there are any."""
+    if len(items):
+        log.warning("%d %s: %s", len(items), problem, list_some([*items]))
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
 def is_dicom(path):
     """Whether a file is DICOM, by its suffix or its first bytes."""
     if not os.path.isfile(path):  # reading a pipe or a device may never end
         return False
+
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return path.suffix.lower() in (".dcm", ".dicom")
     with suppress(OSError), path.open("rb") as file:
@@ -89,6 +97,7 @@ def list_files(folder, unlisted=None):
             raise
         unlisted.append(folder)
         paths = []
+
     for path, is_folder in paths:
         if not path.name.startswith("."):
             yield from list_files(path, unlisted) if is_folder else [path]
@@ -109,43 +118,42 @@ def list_images(films):
     path, unlisted = absolute(films), []
     if not os.path.isdir(path):
         return [path]
+
     images = sorted(filter(is_image, list_files(path, unlisted)))
-    if unlisted:
-        log.warning("these folders cannot be listed, so that their images are missing: %s",
-                    list_some([str(folder) for folder in unlisted]))
+    warn("folders cannot be listed, so their images are missing", [str(folder) for folder in unlisted])
     if not images:
         raise UserError(f"{path} has no image that can be found: {', '.join(IMAGE_SUFFIXES)}.")
-    ignored = {path / name for name in log_companions([image.relative_to(path).as_posix() for image in images])}
+    ignored = {path / name for name in warn_of_companions([image.relative_to(path).as_posix() for image in images])}
     return [image for image in images if image not in ignored] + unlisted
 
 
-# ---- layouts -----------------------------------------------------------------------------------
-
-
-def log_companions(paths):
-    """find_companions, and tell of them."""
+def warn_of_companions(paths):
+    """The masks and drawings among the paths, see find_companions. They are named in a warning."""
     companions = find_companions(paths)
-    if companions:
-        log.warning("%d masks or drawings beside an image of the same name are ignored: %s", len(companions),
-                    list_some(companions))
+    warn("masks or drawings beside an image of the same name are ignored", companions)
     return companions
+
+
+# ---- class folders -----------------------------------------------------------------------------
 
 
 def read_folders(root):
     """Table of the images in class folders, and the names of all else."""
     folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     validation = [word for word in VALIDATION_WORDS if word in folders][:1]
-    sides = {root: ""}
+    sets = {root: ""}
     if "train" in folders and (validation or "test" in folders):
         splits = {"train": "train", "test": "test", **dict.fromkeys(validation, "validation")}
-        sides = {folders[word]: split for word, split in splits.items() if word in folders}
-    tops = {top: split for side, split in sides.items() for top in side.iterdir()}
+        sets = {folders[word]: split for word, split in splits.items() if word in folders}
+
+    tops = {top: split for place, split in sets.items() for top in place.iterdir()}
     classes = {top: label for top in tops if top.is_dir()
                for label in CLASSES if top.name.lower().startswith(label)}
     files = {path: (classes[top], tops[top]) for top in classes for path in list_files(top)}
     images = list(filter(is_image, files))
-    ignored = sorted({*root.iterdir(), *tops} - {*sides, *classes}) + sorted({*files} - {*images})
+    ignored = sorted({*root.iterdir(), *tops} - {*sets, *classes}) + sorted({*files} - {*images})
     names = [str(path.relative_to(root)) for path in ignored if not path.name.startswith(".")]
+
     rows = [(path.relative_to(root).as_posix(), *files[path], "", "", "", "") for path in images]
     if foreign := [os.fsencode(path) for path, *_ in rows if os.fsencode(path) != path.encode(errors="ignore")]:
         shown = ", ".join(path.decode(errors="backslashreplace") for path in foreign[:20])
@@ -153,40 +161,49 @@ def read_folders(root):
     return pd.DataFrame(rows, columns=COLUMNS, dtype=str), names
 
 
+# ---- labels.csv --------------------------------------------------------------------------------
+
+
 def read_text(file):
     """The text of a labels.csv in UTF-8, UTF-16 or Windows-1252. Raises UserError."""
     content = file.read_bytes()
     if content.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"{file} is a workbook: {SAVE_AS}.")
-    names = {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        names = {"utf-16": "UTF-16"}
-    elif content[1:2] == b"\0":
-        names = {"utf-16-le": "UTF-16"}
-    for encoding, name in names.items():
+
+    encodings = {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}
+    if b"\0" in content[:4]:  # letters of two bytes, the lower one first unless a byte order mark says otherwise
+        encodings = {"utf-16-be" if content.startswith(b"\0") else "utf-16": "UTF-16"}
+    for encoding, name in encodings.items():
         with suppress(UnicodeDecodeError):
             text = content.decode(encoding)
             if name != "UTF-8":
                 log.info("labels.csv is not in UTF-8: it was read as %s", name)
-            return text
+            return text.lstrip("\ufeff")
     raise UserError(f"{file} is no text in UTF-8, UTF-16 or Windows-1252: {SAVE_AS}.")
 
 
-def read_cells(file):
-    """The table of a labels.csv as it is written, all str; its first row has the names. Raises UserError.
+def find_separator(header):
+    """What separates the columns: the character that finds most of COLUMNS in the first row, or most columns."""
+    def count(separator):
+        cells = [cell.strip(' "\r\n').lower() for cell in header.split(separator)]
+        return len({*cells} & {*COLUMNS}), len(cells)
 
-    Neither a first line sep=; nor comments, empty rows and empty columns at the end count.
+    return max(",;\t|", key=count)
+
+
+def read_cells(file):
+    """The table of a labels.csv as it is written, all str. Raises UserError.
+
+    Comments, a line sep=;, empty rows and empty columns at the end do not count. The first row has the names.
     """
     lines = list(io.StringIO(read_text(file), newline=""))
-    declared = re.match(r'(?i)"?sep=(.)', lines[0]) if lines else None
-    if declared:
-        lines[0] = "\n"
     for number, line in enumerate(lines):
-        first = re.split(r"[,;\t]", line)[0].strip(' "\r\n')
-        if first.startswith("#") and not os.path.isfile(file.parent / first):
+        first = re.split(r"[,;\t|]", line)[0].strip(' "\r\n')
+        is_comment = first.startswith("#") and not os.path.isfile(file.parent / first)
+        if is_comment or first.lower() == "sep=":
             lines[number] = "\n"
-    header = next(filter(str.strip, lines), "")
-    separator = declared[1] if declared else max(",;\t", key=header.count)
+    separator = find_separator(next(filter(str.strip, lines), ""))
+
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     rows = {0: []}  # by their last line
     try:
@@ -195,18 +212,23 @@ def read_cells(file):
     except csv.Error as error:
         raise UserError(f"{file}, line {max(rows) + 1}: remove the quotation mark that is not closed or stands"
                         " inside of a cell.") from error
+
     rows = {number: cells for number, cells in rows.items() if any(cells)}
     if not rows:
         raise UserError(f"{file} is empty: it needs a first row with path and label, and a row for each image.")
     names, *others = rows.values()
+    names = [name.lower() for name in names]
     while not names[-1]:
         names.pop()
+    if not {"path", "label"} <= {*names} or any(names.count(name) > 1 for name in COLUMNS):
+        raise UserError(f"{file} needs columns path and label, each once; it has {list_some(names)}:"
+                        f" {suggest_names(names) or 'name them in the first row'}.")
     for number, cells in rows.items():
         if any(cells[len(names) :]):
             raise UserError(f"{file}, line {number} has {len(cells)} cells, but the first row has {len(names)}:"
                             f" name the columns, or put a cell that holds {separator!r} into quotation marks.")
     cells = [(cells + [""] * len(names))[: len(names)] for cells in others]
-    return pd.DataFrame(cells, columns=[name.lower() for name in names], dtype=str)
+    return pd.DataFrame(cells, columns=names, dtype=str)
 
 
 def suggest_names(names):
@@ -223,52 +245,54 @@ def suggest_labels(words):
                    if any(re.fullmatch(pattern, word.casefold()) for word in words))
 
 
+def is_rounded(ids):
+    """Whether a spreadsheet has rounded each id: by its form, or as all long numbers end in 0 after 15 digits."""
+    numbers = ids[ids.str.fullmatch(r"\d{16,}")]
+    all_end_in_0 = numbers.nunique() > 2 and numbers.str[15:].str.strip("0").eq("").all()
+    return ids.str.fullmatch(ROUNDED) | (ids.isin(numbers) & all_end_in_0)
+
+
 def read_labels(file):
     """Table of a labels.csv. Raises UserError for what is wrong."""
     table = read_cells(file)
-    names = table.columns.tolist()
-    if not {"path", "label"} <= {*names} or any(names.count(name) > 1 for name in names if name):
-        raise UserError(f"{file} needs columns path and label, each once; it has {list_some(names)}:"
-                        f" {suggest_names(names) or 'name them in the first row'}.")
-    if others := [name for name in names if name not in COLUMNS]:
+    if others := [name for name in table if name not in COLUMNS]:
         log.info("columns of labels.csv that are not used: %s", list_some(others))
-        if advice := suggest_names(names):
+        if advice := suggest_names(table.columns.tolist()):
             log.warning("to use these columns, %s", advice)
-    table = table[[name for name in COLUMNS if name in names]].reindex(columns=COLUMNS, fill_value="")
+
+    table = table[[name for name in COLUMNS if name in table]].reindex(columns=COLUMNS, fill_value="")
     table["path"] = [Path(path.replace("\\", "/")).as_posix() for path in table["path"]]
     table[["label", "split"]] = table[["label", "split"]].apply(lambda column: column.str.lower())
     files = pd.Index([os.path.normpath(file.parent / path) for path in table["path"]])
-    boxes = table["lesion_box"].str.fullmatch(LESION_BOXES)
-    sides = [bool(to_side(side)) or is_nobody(side) for side in table["side"]]
     words = ("train", *VALIDATION_WORDS, "test") if table["split"].any() else ("",)
-    for column, problem, wrong in (
-        ("label", "rows have a label other than benign or malignant", ~table["label"].isin(CLASSES)),
-        ("split", f"rows have a split other than {', '.join(words)}", ~table["split"].isin(words)),
-        ("path", "paths name no file", [not os.path.isfile(path) for path in files]),
-        ("path", "paths have rows that contradict each other", files.duplicated() & ~table.duplicated()),
-        ("lesion_box", "rows have a lesion_box other than x:y:width:height", ~boxes),
-        ("side", "rows have a side other than left or right", ~np.array(sides, bool)),
+    for column, problem, right in (
+        ("label", "rows have a label other than benign or malignant", table["label"].isin(CLASSES)),
+        ("split", f"rows have a split other than {', '.join(words)}", table["split"].isin(words)),
+        ("path", "paths name no file", pd.Series(map(os.path.isfile, files), dtype=bool)),
+        ("path", "paths have rows that contradict each other", ~files.duplicated() | table.duplicated()),
+        ("lesion_box", "rows have a lesion_box other than x:y:width:height",
+         table["lesion_box"].str.fullmatch(LESION_BOXES)),
+        ("side", "rows have a side other than left or right",
+         table["side"].map(lambda side: to_side(side) != "" or is_nobody(side)).astype(bool)),
         ("patient_id", "rows have a patient_id that a spreadsheet has rounded (format the column as text, and"
-                       " enter the ids again)", table["patient_id"].str.fullmatch(ROUNDED)),
+                       " enter the ids again)", ~is_rounded(table["patient_id"])),
     ):
-        if any(wrong):
-            found = table[column][wrong].unique()
-            advice = suggest_labels(found) if column == "label" else ""
-            raise UserError(f"{file}: {sum(wrong)} {problem}: {list_some(found)}.{advice}")
+        if not right.all():
+            found = table[column][~right].unique()
+            advice = (suggest_labels(found) or " Write benign or malignant.") if column == "label" else ""
+            raise UserError(f"{file}: {(~right).sum()} {problem}: {list_some(found)}.{advice}")
+
     views = table["view"].map(lambda view: "" if is_nobody(view) else to_view(view) or view.upper())
     table = table.assign(side=table["side"].map(to_side), view=views)
-    held_out = [word for word in VALIDATION_WORDS if word in {*table["split"]}]
-    left_out = table.duplicated() | table["split"].isin(held_out[1:])
-    reasons = {"repeated": table.duplicated()}
-    reasons |= {f"split {word!r}": table["split"].eq(word) for word in held_out[1:]}
-    for reason, rows in reasons.items():
-        if rows.any():
-            log.warning("%d rows of labels.csv are excluded (%s): %s", rows.sum(), reason,
-                        list_some(table["path"][rows].tolist()))
-    return table[~left_out].replace({"split": dict.fromkeys(held_out[:1], "validation")})
+
+    validation, *others = [word for word in VALIDATION_WORDS if word in {*table["split"]}] or [""]
+    repeated, unused = table.duplicated(), table["split"].isin(others)
+    warn("rows of labels.csv are excluded, as they are repeated", table["path"][repeated])
+    warn(f"rows of labels.csv are excluded, as the validation set is split {validation!r}", table["path"][unused])
+    return table[~(repeated | unused)].replace({"split": {validation: "validation"} if validation else {}})
 
 
-# ---- patients, sides and views -----------------------------------------------------------------
+# ---- DICOM -------------------------------------------------------------------------------------
 
 
 def read_header(path):
@@ -302,10 +326,12 @@ def read_headers(paths, folder):
 def drop_what_has_no_image(films, headers):
     """(films, headers) without reports, presentation states, a DICOMDIR and the like, which are named."""
     other = headers["kind"].ne("")
-    if other.any():
-        log.warning("%d DICOM objects without an image are ignored (%s): %s", other.sum(),
-                    ", ".join(sorted({*headers["kind"][other]})), list_some(films["path"][other].tolist()))
+    kinds = ", ".join(sorted({*headers["kind"][other]}))
+    warn(f"DICOM objects without an image are ignored ({kinds})", films["path"][other])
     return films[~other].reset_index(drop=True), headers[~other].reset_index(drop=True)
+
+
+# ---- patients, sides and views -----------------------------------------------------------------
 
 
 def name_sides(films, headers, named):
@@ -314,31 +340,18 @@ def name_sides(films, headers, named):
         sources = {"labels.csv": films[column], "DICOM": headers[column], "name": named[column]}
         known = pd.DataFrame(sources).replace("", None)
         first = first_known(known)
+        differ = (known.notna() & known.ne(first, axis=0)).any(axis=1)
+        warn(f"images have several values of {column}: labels.csv counts first, then DICOM tags, then the name",
+             films["path"][differ])
         films = films.assign(**{column: first.fillna("")})
-        differ = films["path"][(known.notna() & known.ne(first, axis=0)).any(axis=1)].tolist()
-        if differ:
-            log.warning("labels.csv, DICOM tags and names differ in the %s of %d films, and the first of these"
-                        " counts: %s", column, len(differ), list_some(differ))
     return films
 
 
 def drop_shared_folders(paths):
     """The paths (Series) without the first folders where these are the same for all: they name no patient."""
     parts = paths.str.split("/")
-    shared = list(takewhile(lambda folders: len({*folders}) == 1, zip(*parts.str[:-1], strict=False)))
+    shared = os.path.commonprefix(parts.str[:-1].tolist())
     return parts.str[len(shared) :].str.join("/")
-
-
-def find_ids(ids, source):
-    """The ids that name a patient, else None: neither a placeholder nor one id that all films share does."""
-    known = ids.mask(ids.map(is_nobody), None)
-    placeholders = known.isna() & ids.ne("")
-    if placeholders.any():
-        log.info("the %s of %d films is a placeholder and counts as unknown", source, placeholders.sum())
-    if len(known) > 1 and known.notna().all() and known.map(to_key).nunique() == 1:
-        log.warning("all films have the same %s: it counts as unknown", source)
-        known[:] = None
-    return known
 
 
 def count_equal(ids):
@@ -347,25 +360,44 @@ def count_equal(ids):
     return keys.map(keys.value_counts())
 
 
+def find_ids(ids, source):
+    """The ids that name a patient, else None: neither a placeholder nor one id that all films share does."""
+    known = ids.mask(ids.map(is_nobody), None)
+    placeholders = known.isna() & ids.ne("")
+    if placeholders.any():
+        log.info("the %s of %d images is a placeholder: it counts as unknown", source, placeholders.sum())
+
+    counts = count_equal(known).dropna()
+    is_one = len(ids) > 1 and counts.eq(len(counts)).all()
+    if is_one and len(counts) >= min(len(ids), MANY + 1):
+        log.warning("all images have the same %s: it counts as unknown", source)
+        known[:] = None
+    return known
+
+
 def find_sources(ids, paths, tags, texts):
     """Table of patients with a column for each source, the best first; missing where it does not know the patient.
 
     ids: of labels.csv; paths: see drop_shared_folders; tags: PatientIDs; texts: see read_path, they count only
-    where nothing else is known. A text of very many films is no patient. Nor is a PatientID of very many films,
-    where another source knows the patient.
+    where no source knows the patient, or each has an id for every film. A text of very many films is no patient.
+    Nor is a PatientID of very many films, where another source knows the patient.
     """
     limit = max(len(paths) / 10, MANY)
     sources = match_patients(paths).rename(columns="file name ({})".format)
     sources.insert(0, "labels.csv", first_known(match_patients(ids)).fillna(ids))
     sources[PUBLIC] = first_known(match_patients(tags))  # CBIS-DDSM's PatientIDs are one for each image
+
     common = count_equal(tags).gt(limit) & sources.notna().any(axis=1)
     if common.any():
-        log.warning("%d films have a PatientID that more than %d films share: it joins none of them", common.sum(),
-                    limit)
+        log.warning("%d images share their PatientID with more than %d others: it joins none of them",
+                    common.sum(), limit)
     sources["PatientID"] = tags.mask(common | sources[PUBLIC].notna(), None)
-    texts = texts.mask(texts.eq("") | sources.notna().any(axis=1), None)
-    texts = texts.mask(count_equal(texts) > limit, None)
-    sources[TEXT] = texts if count_equal(texts).max() > 1 else None
+
+    of_images = sources.apply(count_equal).eq(1).all()
+    known = sources.loc[:, ~of_images].notna().any(axis=1)
+    texts = texts.mask(texts.eq("") | known, None)
+    counts = count_equal(texts)
+    sources[TEXT] = texts.mask(counts > limit, None) if counts.max() > 1 else None
     return sources
 
 
@@ -380,8 +412,9 @@ def name_patients(films, sources):
     edges = keys.assign(best=first_known(keys)).stack().dropna()  # from films to ids
     rows, columns = edges.index.get_level_values(0), edges.index.get_level_values(1)
     ids = len(films) + edges.groupby([columns, edges.to_numpy()]).ngroup()
-    graph = coo_array((np.ones(len(edges)), (rows, ids)), [len(films) + len(edges)] * 2)
+    graph = coo_array(([1] * len(edges), (rows, ids)), [len(films) + len(edges)] * 2)
     groups = pd.factorize(connected_components(graph, directed=False)[1][: len(films)])[0]
+
     names = first_known(sources.drop(columns="PatientID").groupby(groups).first())
     hidden = names.isna() & sources["PatientID"].groupby(groups).first().notna()
     names[hidden] = [f"dicom_{number:05d}" for number in range(1, hidden.sum() + 1)]
@@ -394,13 +427,14 @@ def compare_sources(films, ids, sources):
     keys = ids.dropna().drop_duplicates().map(to_key)
     spellings = keys[keys.duplicated(keep=False)]
     if len(spellings):
-        log.info("%d ids in labels.csv count as %d, as case, spaces, zeros in front and .0 make no difference: %s",
+        log.info("%d ids in labels.csv count as %d, as case, spaces, leading zeros and .0 make no difference: %s",
                  len(spellings), spellings.nunique(), list_some(ids[spellings.index].tolist()))
+
     patients = films["patient_id"][ids.notna()].nunique()
     if patients < keys.nunique():
         others = sources[ids.notna()].dropna(axis=1, how="all").columns
-        shown = {"the file names": "file name", "the PatientIDs": "PatientID"}
-        shown = [name for name, word in shown.items() if others.str.contains(word).any()]
+        shown = {"the file names": f"file name|{TEXT}", "the PatientIDs": "PatientID"}
+        shown = [name for name, words in shown.items() if others.str.contains(words).any()]
         log.warning("%d ids in labels.csv, but %s show %d patients: joined", keys.nunique(),
                     " and ".join(shown) or "they", patients)
 
@@ -412,17 +446,20 @@ def check_patients(films):
     mixed = (counts > counts.sum() / 2).all(axis=1)
     for patient, numbers in counts[large | mixed].iterrows():
         shares = " and ".join(f"{numbers[label]} of {counts[label].sum()} {label}" for label in CLASSES)
-        log.warning("patient %r has %s films: if these are several patients, write patient_id into labels.csv",
+        log.warning("patient %r has %s images: if these are several patients, write patient_id into labels.csv",
                     patient, shares)
-    if len(guessed := films[films["patient_from"].eq(TEXT)]):
-        examples = guessed.drop_duplicates("patient_id")[:3]
-        log.info("%d patients of %d films are guessed: films with the same text before side and view are one"
-                 " patient's, such as %s of %s. If this is wrong, write patient_id into labels.csv",
-                 guessed["patient_id"].nunique(), len(guessed), list_some(examples["path"].tolist()),
-                 list_some(examples["patient_id"].tolist()))
-    if len(unknown := films[films["patient_from"].eq("unknown")]):
+
+    guessed = films[films["patient_from"].eq(TEXT)]
+    if len(guessed):
+        patients = guessed.drop_duplicates("patient_id")
+        examples = ", ".join(f"{film.patient_id!r} of {film.path!r}" for film in patients[:3].itertuples())
+        log.info("%d patients of %d images are guessed from the text before side and view, such as %s. If this is"
+                 " wrong, write patient_id into labels.csv", len(patients), len(guessed), examples)
+
+    unknown = films[films["patient_from"].eq("unknown")]
+    if len(unknown):
         film = unknown.iloc[0]
-        log.warning("%d films are of unknown patients, such as %s: each counts as a patient of its own. Where some"
+        log.warning("%d images are of unknown patients, such as %s: each counts as a patient of its own. If some"
                     " share a patient, results look too good: write labels.csv with columns path,label,patient_id"
                     " and rows such as %s,%s,patient 1", len(unknown), list_some(unknown["path"][:3].tolist()),
                     film["path"], film["label"])
@@ -441,6 +478,7 @@ def refuse(folder, missing, ignored):
     missing = " and no ".join(missing)
     if (folder / "labels.csv").is_file():
         raise UserError(f"{folder / 'labels.csv'} has no {missing} image, but both classes are needed.")
+
     problem = f"{folder} has no {missing} image (ignored: {list_some(ignored)})."
     if tables := [path.name for path in folder.iterdir() if re.fullmatch(OTHER_TABLES, path.name.lower())]:
         raise UserError(f"{problem} {list_some(tables)} is not read: {SAVE_AS}.")
@@ -450,38 +488,44 @@ def refuse(folder, missing, ignored):
     raise UserError(f"{problem}{suggest_labels([Path(name).name for name in ignored])} {LAYOUTS}")
 
 
-def find_films(folder):
-    """The films in a folder (absolute Path) by path: COLUMNS and patient_from, all str. Raises UserError.
-
-    side is "left", "right" or "", view "CC", "MLO", another short name or "".
-    """
+def find_images(folder):
+    """(films, headers): the table of the images in a folder, and that of read_headers. Raises UserError."""
     file = folder / "labels.csv"
     try:
         if folder.resolve() == PHANTOMS and not (file.is_file() and any(folder.glob("images/*.png"))):
             log.info("making synthetic mammograms")
             runpy.run_path(str(PHANTOMS / "prepare.py"))["make_phantoms"](PHANTOMS)
         films, ignored = (read_labels(file), []) if file.is_file() else read_folders(folder)
-        companions = films["path"].isin(log_companions(films["path"]))
+        companions = films["path"].isin(warn_of_companions(films["path"]))
         films = films[~companions].sort_values("path", ignore_index=True)
-        headers = read_headers(films["path"], folder)
-        films, headers = drop_what_has_no_image(films, headers)
+        films, headers = drop_what_has_no_image(films, read_headers(films["path"], folder))
         if missing := [label for label in CLASSES if label not in {*films["label"]}]:
             refuse(folder, missing, ignored)
     except OSError as error:
         problem = f"{error.strerror}: {error.filename}" if error.filename else error
         raise UserError(f"{folder} cannot be used ({problem}). {LAYOUTS}") from error
-    if ignored:
-        log.warning("ignored, as no image in a folder benign... or malignant...: %s", list_some(ignored))
+
+    warn("files or folders are ignored, as they are no images in a folder benign... or malignant...", ignored)
     if any(Path(name).name.lower().startswith("normal") for name in ignored):
-        log.warning("%s: films without one are not used", NORMAL)
+        log.warning("%s: images without a finding are not used", NORMAL)
+    return films, headers
+
+
+def find_films(folder):
+    """The films in a folder (absolute Path) by path: COLUMNS and patient_from, all str. Raises UserError.
+
+    side is "left", "right" or "", view "CC", "MLO", another short name or "".
+    """
+    films, headers = find_images(folder)
     paths = drop_shared_folders(films["path"])
     named = pd.DataFrame(map(read_path, paths), columns=["side", "view", "text"], dtype=str)
     films = name_sides(films, headers, named)
+
     ids, tags = find_ids(films["patient_id"], "patient_id"), find_ids(headers["PatientID"], "PatientID")
     sources = find_sources(ids, paths, tags, named["text"])
     films = name_patients(films, sources)
     compare_sources(films, ids, sources)
-    log.info("%d films of %d patients, known from %s", len(films), films["patient_id"].nunique(),
-             films["patient_from"].value_counts().to_dict())
+    origins = ", ".join(f"{source} ({count})" for source, count in films["patient_from"].value_counts().items())
+    log.info("%d images of %d patients, known from %s", len(films), films["patient_id"].nunique(), origins)
     check_patients(films)
     return films

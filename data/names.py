@@ -7,54 +7,65 @@ from itertools import takewhile
 import pandas as pd
 
 BELOW = r"(?![A-Za-z0-9])[^/]*(?:(?:/\d[^/]*){0,2}/[^/]+)?$"  # of a patient's folder: study, series, file
-PATIENTS = {  # how public collections write the patient into the last parts of a path
-    "CBIS-DDSM": r"(?i)(?<![a-z0-9])(P_\d{5})_(?:LEFT|RIGHT)_(?:CC|MLO)" + BELOW,
+PATIENTS = {  # how public collections write the patient into the last parts of a path, in any case
+    "CBIS-DDSM": r"(?<![a-z0-9])(P_\d{5})_(?:LEFT|RIGHT)_(?:CC|MLO)" + BELOW,
     "CMMD": r"(?<![A-Za-z0-9])(D[12]-\d{4})" + BELOW,
     "DDSM": r"(?<![A-Za-z0-9])([A-D]_\d{4})_\d[._](?:LEFT|RIGHT)_(?:CC|MLO)(?![A-Za-z0-9])[^/]*$",
     "INbreast": r"(?<!\d)\d{8}_([0-9a-f]{16})_MG_[LR]_[^/]*$",
-    "mini-MIAS": r"(?i)(?<![a-z0-9])mdb(\d{3})(?!\d)[^/]*$",  # of the film: 1 and 2 are one patient
+    "mini-MIAS": r"(?<![a-z0-9])mdb(\d{3})(?!\d)[^/]*$",  # of the film: 1 and 2 are one patient
     "VinDr-Mammo": r"(?:^|/)([0-9a-f]{32})[/_][0-9a-f]{32}(?![0-9a-f])[^/]*$",  # of the study
     "CDD-CESM": r"(?<![A-Za-z0-9])(P\d{1,3})_[LR]_(?:DM|CM)_(?:CC|MLO)(?![A-Za-z0-9])[^/]*$",
     "KAU-BCMD": r"(?:^|/)\d{4}_(BC\d+)_ ?(?:CC|MLO)_[LR](?![A-Za-z0-9])[^/]*$",
     "EMBED": r"(?:^|/)(\d{8})/(?:\d+(?:\.\d+){3,}/){2}[^/]+$",
-    "RSNA": r"(?:^|/)(\d{1,5})[/_]\d{1,10}\.\w+$",  # which other files match, too: see match_patients
+    "RSNA": r"(?:^|/)(\d{1,5})[/_]\d{1,10}\.\w+$",  # other files match, too: see match_patients
 }
 RSNA_IMAGES = r"[/_]\d{9,10}\.\w+$"  # most of its images, which have random numbers below 2 ** 31
 RSNA_FILMS = 16  # no patient has more
-NOBODY = {  # placeholders for an id, without the word patient, spaces and punctuation
-    "", "id", "na", "nan", "nat", "none", "null", "nil", "name", "unknown", "unk", "unspecified", "undefined",
-    "missing", "removed", "deleted", "redacted", "withheld", "anon", "anonym", "anonymous", "anonymized",
-    "anonymised", "deidentified", "notavailable", "notapplicable", "notknown", "notspecified", "noid", "noname",
-    "tbd", "unbekannt", "anonymisiert", "inconnu", "desconocido"}
+
+NOBODY = {"", "id", "na", "nan", "nat", "nil", "name", "unk", "tbd", "noid", "noname"}  # placeholders for an id
+NOBODY_WORD = (  # in a text without numbers
+    "no|not|none|null|void|empty|blank|missing|undefined|unspecified|unassigned|unknown|unbekannt|onbekend|inconnue?"
+    "|descono?cid[oa]|desconhecid[oa]|sconosciut[oa]|an[oó]n.*|pseudonym.*|deidentified|removed|deleted|redacted"
+    "|withheld|hidden|masked|blinded|confidential|keine?|sin|dummy|x{2,}")
+NOBODY_CODE = r"#\D+[!?]|#n/?[adv]|-(1|9+)([.,]0)?"  # of spreadsheets and statistics
 ROUNDED = r"(?i)\d[.,]\d+e\+?\d+|\de\+\d+|[1-9]\d{14}000+"  # what a spreadsheet makes of long numbers
-COMPANIONS = {  # in the names of masks and drawings
-    "mask", "masks", "roi", "rois", "seg", "segmentation", "segmentations", "overlay", "overlays", "annotation",
-    "annotations", "annotated", "contour", "contours", "heatmap", "label", "labels", "gt", "ground", "truth"}
-SIDES = {"l": "left", "left": "left", "r": "right", "right": "right"}
+
+COMPANION = (  # a word in the name of a mask or a drawing
+    "(mask|maske|masken|m[aá]scara|msk|roi|seg|segmentation|overlay|annot|annotation|contour|outline|heatmap|label"
+    "|bbox)s?|masked|segmented|annotated|labell?ed|gt|ground|truth|groundtruth")
+
+SIDES = {"l": "left", "lt": "left", "left": "left", "r": "right", "rt": "right", "right": "right"}
 VIEWS = {  # the short names, and DICOM's meanings and codes of the two usual ones (PS3.16, CID 4014)
     "cc": "CC", "craniocaudal": "CC", "399162004": "CC", "r10242": "CC",
     "mlo": "MLO", "mediolateraloblique": "MLO", "399368009": "MLO", "r10226": "MLO",
     **{view.lower(): view for view in ("ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO")}}
-VIEW = "cc|mlo|ml|lm|lmo|xcc|xccl|xccm"  # in names
-NAMED_SIDE = re.compile(rf"(?i)(?<![^\W_])(left|right|l|r)(?=(?:(?:{VIEW})\d?)?(?![^\W_]))")
-NAMED_VIEW = re.compile(rf"(?i)(?<![^\W_])(?:left|right|l|r)?({VIEW})\d?(?![^\W_])")
+SIDE, VIEW = "left|right|lt|rt|l|r", "xccl|xccm|xcc|cc|mlo|ml|lmo|lm"  # in names
+SIDE_OR_VIEW = re.compile(  # such as L, CC, LCC, RIGHT_, mlo2 or MLOR, but no part of another word
+    rf"(?i)(?<![^\W_])(?=[a-z])({SIDE})?(?:({VIEW})\d?)?({SIDE})?(?![^\W_])")
 SORTED_BY = r"(?i)(benign|malignant).*|train|val|valid|validation|test|left|right|l|r|cc|mlo"  # folders
 
 
 def to_key(text):
-    """What all spellings of an id share. Case, spaces, zeros in front of a number and ".0" after it do not count.
+    """What all spellings of an id share. Case, spaces, leading zeros and a trailing ".0" do not count.
 
     0007, 7 and 7.0 are one id, P 12 and p12 are one; P1 and P10, A_1 and A-1 are two.
     """
-    key = re.sub(r"\s+", "", unicodedata.normalize("NFKC", text).casefold())
+    key = unicodedata.normalize("NFKC", text).casefold()
+    key = re.sub(r"^'|[\s\u200b\ufeff]+", "", key)  # an apostrophe marks text in a spreadsheet
     key = re.sub(r"^(\d+)[.,]0+$", r"\1", key)
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", key)
+    return re.sub(r"(?<![\d.,])0+(?=\d)", "", key)
 
 
 def is_nobody(text):
-    """Whether an id is a placeholder: nan, N/A, #REF!, unknown, removed, Anonymous^Patient, xxx, ? and so on."""
-    word = re.sub(r"[\W_]+", "", text.casefold()).replace("patient", "")
-    return word in NOBODY or bool(re.fullmatch("x{2,}", word) or re.fullmatch(r"#\D+[!?]", text))
+    """Whether an id is a placeholder: nan, N/A, #REF!, -1, unknown, removed, Anonymous^Patient, xxx, ? and so on."""
+    text = text.casefold()
+    if re.fullmatch(NOBODY_CODE, text):
+        return True
+
+    words = re.findall(r"[^\W_]+", text.replace("patient", " "))
+    whole = "".join(words)
+    placeholders = [word for word in [whole, *words] if re.fullmatch(NOBODY_WORD, word)]
+    return whole in NOBODY or (whole.isalpha() and bool(placeholders))
 
 
 def to_side(text):
@@ -70,10 +81,7 @@ def to_view(text):
 
 def first_known(table):
     """The first value of each row that is not missing, or NaN."""
-    known = table.iloc[:, 0].astype(object)  # a column without any value would hold numbers
-    for name in table.columns[1:]:
-        known = known.where(known.notna(), table[name])
-    return known
+    return table.astype(object).bfill(axis=1).iloc[:, 0]
 
 
 def match_patients(names):
@@ -81,10 +89,12 @@ def match_patients(names):
 
     The plain numbers of RSNA count only where all of them together look like that collection.
     """
-    patients = pd.DataFrame({collection: names.str.extract(pattern, expand=False)
+    patients = pd.DataFrame({collection: names.str.extract(pattern, flags=re.IGNORECASE, expand=False)
                              for collection, pattern in PATIENTS.items()})
+
     films = patients["mini-MIAS"].dropna().astype(int)
     patients["mini-MIAS"] = films.add(1).floordiv(2).map("mias_{:03d}".format)
+
     rsna = patients["RSNA"].dropna()
     images = names[rsna.index].str.contains(RSNA_IMAGES)
     years = rsna.str.fullmatch(r"(19|20)\d\d")
@@ -98,43 +108,55 @@ def read_path(path):
 
     The text is what stands before side and view, without folders that sort films by class, set, side or view.
     """
-    if film := re.search(PATIENTS["mini-MIAS"], path):  # films of even numbers are left, and all are MLO
+    if film := re.search(PATIENTS["mini-MIAS"], path, re.IGNORECASE):  # even numbers are left, and all are MLO
         return "right" if int(film[1]) % 2 else "left", "MLO", ""
+
     stem = os.path.splitext(path)[0]
-    for start in (stem.rfind("/") + 1, 0):  # in the name of the file, else in its folders, too
-        sides, views = list(NAMED_SIDE.finditer(stem, start)), list(NAMED_VIEW.finditer(stem, start))
-        side, view = {SIDES[found[1].lower()] for found in sides}, {found[1].upper() for found in views}
-        side, view = (words.pop() if len(words) == 1 else "" for words in (side, view))
+    *folders, name = stem.split("/")
+    folders = [f"{folder}/" for folder in folders if not re.fullmatch(SORTED_BY, folder)]
+    for place, start in ((name, len("".join(folders))), (stem, 0)):  # the name of the file goes before its folders
+        found = SIDE_OR_VIEW.findall(place)
+        letters = {word.lower() for before, _, after in found for word in (before, after) if word}
+        sides = {SIDES[word] for word in letters}
+        views = {view.upper() for _, view, _ in found if view}
+        side = sides.pop() if len(sides) == 1 else ""
+        view = views.pop() if len(views) == 1 else ""
         if side and view:
-            *folders, name = stem[: min(sides[0].start(), views[0].start())].split("/")
-            folders = [folder for folder in folders if not re.fullmatch(SORTED_BY, folder)]
-            if view == "ML" and re.search(PATIENTS["INbreast"], path):
+            if view == "ML" and re.search(PATIENTS["INbreast"], path, re.IGNORECASE):
                 view = "MLO"  # as its table has it
-            return side, view, "/".join([*folders, name]).rstrip(" _.-/")
-    letters_only = all(len(found[1]) == 1 for found in sides)  # which may mean anything
-    return "" if letters_only else side, view if view in ("CC", "MLO") else "", ""
+            kept = "".join([*folders, name])
+            first = SIDE_OR_VIEW.search(kept, start)
+            return side, view, kept[: first.start()].rstrip(" _.-/") if first else ""
+
+    is_word = bool(letters & {"left", "right"})  # a letter alone may mean anything
+    return side if is_word else "", view if view in ("CC", "MLO") else "", ""
 
 
 def split_words(name):
-    """The words and numbers of a name: "benign (1)_Mask2" has benign, 1, mask, 2."""
-    return tuple(re.findall(r"[^\W\d_]+|\d+", name.casefold()))
+    """The words and numbers of a name: "benign (1)_leftMask2" has benign, 1, left, mask, 2."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return tuple(re.findall(r"[^\W\d_]+|\d+", apart.casefold()))
+
+
+def is_companion(word):
+    """Whether a word of a name, in lower case, says that a file is a mask or a drawing."""
+    return bool(re.fullmatch(COMPANION, word))
 
 
 def find_companions(paths):
     """Those of the paths that are masks or drawings, as a sorted list.
 
-    Such are 1_mask.png, 1_Mask_2.png and masks/1.png, but only where there is an image 1, of whatever suffix,
-    beside the file or the folder.
+    Such are 1_mask.png, 1_Mask_2.png, 1_lesion_mask.png and masks/1.png, but only where there is an image 1, of
+    whatever suffix, beside the file or the folder.
     """
     images, marked = set(), {}
     for path in paths:
         *folders, name = path.split("/")
         words = split_words(os.path.splitext(name)[0])
-        plain = tuple(word for word in words if word not in COMPANIONS)
-        home = list(takewhile(lambda folder: COMPANIONS.isdisjoint(split_words(folder)), folders))
+        plain = tuple(word for word in words if not is_companion(word))
+        home = list(takewhile(lambda folder: not any(map(is_companion, split_words(folder))), folders))
         if plain == words and home == folders:
             images.update((*folders[:level], words) for level in range(len(folders) + 1))
         else:
-            numberless = plain[:-1] if plain and plain[-1].isdigit() else plain  # of the second mask of a film
-            marked[path] = {(*home, plain), (*home, numberless)}
+            marked[path] = {(*home, plain[:length]) for length in range(1, len(plain) + 1)}
     return sorted(path for path, places in marked.items() if not images.isdisjoint(places))

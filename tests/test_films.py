@@ -262,7 +262,7 @@ def test_other_columns_are_named_and_what_to_call_those_that_look_familiar(table
 @pytest.mark.parametrize(("words", "expected", "excluded"), [
     ("train Val TRAIN val", "train validation train validation", ""),
     ("train valid train validation", "train validation train",
-     r"1 rows .* \(split 'validation'\): 'mdb003.png'"),
+     "1 rows .* excluded, as the validation set is split 'valid': 'mdb003.png'"),
     ("train Test train test", "train test train test", ""),
     ("train val test train", "train validation test train", ""),
 ])
@@ -276,7 +276,7 @@ def test_split_takes_the_words_that_folders_take(table_of, caplog, words, expect
 
 def test_repeated_rows_are_logged(table_of, caplog):
     assert len(table_of("path,label\na.png,benign\nb.png,malignant\na.png,benign\n")) == 2
-    assert "1 rows of labels.csv are excluded (repeated): 'a.png'" in caplog.text
+    assert "1 rows of labels.csv are excluded, as they are repeated: 'a.png'" in caplog.text
 
 
 def name_labels(*labels):
@@ -302,7 +302,7 @@ def name_labels(*labels):
     (name_labels("", "malignant"), "1 rows have a label other than benign or malignant: ''"),
     (name_labels("0.0", "1.0"), "Write benign for 0 and malignant for 1"),
     (name_labels("FALSE", "TRUE"), "Write benign for 0 and malignant for 1"),
-    (name_labels("B", "M"), "Write benign or malignant, and nothing else"),
+    (name_labels("B", "M"), "'b', 'm'. Write benign or malignant"),
     (name_labels("BENIGN_WITHOUT_CALLBACK", "MALIGNANT"), "'benign_without_callback'. Write benign or malig"),
     (name_labels("BI-RADS 2", "BIRADS-5"), "'bi-rads 2', 'birads-5'. BI-RADS categories are no labels"),
     (name_labels("2", "4a"), "BI-RADS categories are no labels: write benign"),
@@ -358,13 +358,13 @@ def test_placeholders_mean_unknown_and_the_file_name_decides(patients_of, caplog
     found = patients_of(ids | {"mdb001.png": "unknown", "mdb002.png": "N/A", "x.png": "P1", "y.png": "P1"})
     known = {"mdb001.png": "mias_001", "mdb002.png": "mias_001", "x.png": "P1", "y.png": "P1"}
     assert found == {name: name for name in ids} | known
-    assert f"the patient_id of {len(PLACEHOLDERS) + 1} films is a placeholder" in caplog.text
-    assert f"{len(PLACEHOLDERS)} films are of unknown patients" in caplog.text
+    assert f"the patient_id of {len(PLACEHOLDERS) + 1} images is a placeholder" in caplog.text
+    assert f"{len(PLACEHOLDERS)} images are of unknown patients" in caplog.text
 
 
 def test_an_id_that_all_films_share_is_none(patients_of, caplog):
     assert len(group(patients_of({f"{row}.png": ("H1", "h 1")[row % 2] for row in range(6)}))) == 6
-    assert caplog.text.count("all films have the same patient_id: it counts as unknown") == 1
+    assert caplog.text.count("all images have the same patient_id: it counts as unknown") == 1
     assert len(group(patients_of({"a.png": "H1", "b.png": "H1", "c.png": "H2"}))) == 2
 
 
@@ -376,14 +376,14 @@ def test_a_patient_with_very_many_films_is_named(make, caplog, shared, total, wa
     (folder / "labels.csv").write_text("path,label,patient_id\n" + "\n".join(rows))
     films.find_films(folder)
     benign, malignant, each = (shared + 1) // 2, shared // 2, total // 2
-    line = f"patient 'x' has {benign} of {each} benign and {malignant} of {each} malignant films"
+    line = f"patient 'x' has {benign} of {each} benign and {malignant} of {each} malignant images"
     assert (line in caplog.text) == warned
     assert caplog.text.count("WARNING") == warned
 
 
 def test_a_patient_with_most_of_both_classes_is_named(patients_of, caplog):
     patients_of({"a.png": "x", "b.png": "y", "mdb001.png": "x", "mdb002.png": "y"})
-    assert "patient 'x' has 2 of 2 benign and 2 of 2 malignant films" in caplog.text
+    assert "patient 'x' has 2 of 2 benign and 2 of 2 malignant images" in caplog.text
 
 
 # ---- patients: names ---------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def test_patients_sides_and_views_in_names(make, caplog, path, patient, source, 
     assert table.loc[path, ["side", "view"]].tolist() == [side, view]
     assert table["patient_id"].nunique() == 2
     assert (source is None) == ("counts as a patient of its own" in caplog.text)
-    assert caplog.text.count("3 films of 2 patients") == 1
+    assert caplog.text.count("3 images of 2 patients") == 1
 
 
 def test_a_folder_above_the_collection_is_no_patient(make, tmp_path):
@@ -514,7 +514,7 @@ def test_films_with_the_same_text_before_side_and_view_are_one_patient(make, cap
     assert set(table["patient_from"]) == {films.TEXT}
     for row, found in names.items():
         assert set(table.loc[found, "patient_id"]) == {texts[0].format(f"{row:04d}")}
-    (message,) = re.findall("12 patients of .* films are guessed.*", caplog.text)
+    (message,) = re.findall("12 patients of .* images are guessed.*", caplog.text)
     assert message.count("000") >= 3, "with three examples"
 
 
@@ -525,7 +525,7 @@ def test_names_that_tell_of_no_patient_are_unknown_and_the_warning_says_what_to_
     names = [f"{CLASSES[row % 2]}/{name.format(row)}.png" for row in range(20)]
     table = films.find_films(make(*names))
     assert table["patient_id"].tolist() == sorted(names) and set(table["patient_from"]) == {"unknown"}
-    assert re.search(f"20 films are of unknown patients, such as '{min(names)}', .* write labels.csv with columns"
+    assert re.search(f"20 images are of unknown patients, such as '{min(names)}', .* write labels.csv with columns"
                      f" path,label,patient_id and rows such as {min(names)},benign,patient 1\n", caplog.text)
 
 
@@ -594,7 +594,7 @@ def test_a_patient_id_that_names_no_one_is_none(dicoms_of, caplog, placeholder):
 def test_a_patient_id_of_very_many_films_joins_none_that_are_known(dicoms_of, caplog):
     table = dicoms_of([{"PatientID": f"SITE{row % 2}"} for row in range(40)], ids=[row // 2 for row in range(40)])
     assert table["patient_id"].nunique() == 20
-    assert "40 films have a PatientID that more than 8 films share" in caplog.text
+    assert "40 images share their PatientID with more than 8 others" in caplog.text
     assert dicoms_of([{"PatientID": f"SITE{row % 2}"} for row in range(40)])["patient_id"].nunique() == 2
     assert "patient 'dicom_00001' has 10 of 20 benign" in caplog.text
 
@@ -631,7 +631,7 @@ def test_labels_csv_goes_before_dicom_and_dicom_before_names(make, caplog):
     assert table["side"].tolist() == ["left", "right", "left", "right", "right"]
     assert table["view"].tolist() == ["CC", "MLO", "XCCL", "MLO", "SPOT"]
     for column in ("side", "view"):
-        assert f"differ in the {column} of 2 films, and the first of these counts: 'c_L_CC.dcm'" in caplog.text
+        assert f"2 images have several values of {column}: labels.csv counts first, then DICOM tags, then the name: 'c_L" in caplog.text
 
 
 def test_what_is_cut_off_is_a_missing_tag_and_nothing_of_it_is_shown(make, caplog, capfd):
@@ -747,7 +747,7 @@ def test_folders_that_cannot_be_listed_are_among_the_images_and_named(make, capl
     try:
         os.getuid() or os.seteuid(65534)  # root may read everything
         assert films.list_images(folder) == [folder / "a.png", folder / "closed"]
-        assert f"cannot be listed, so that their images are missing: '{folder / 'closed'}'" in caplog.text
+        assert f"1 folders cannot be listed, so their images are missing: '{folder / 'closed'}'" in caplog.text
         with pytest.raises(UserError, match="closed has no image that can be found"):
             films.list_images(folder / "closed")
     finally:

@@ -10,6 +10,7 @@ import runpy
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -63,9 +64,6 @@ def warn(problem, items):
     """Warn with the number of items, the problem, and the first of them, if there are any."""
     if len(items):
         log.warning("%d %s: %s", len(items), problem, list_some([*items]))
-
-
-# ---- files -------------------------------------------------------------------------------------
 
 
 def is_dicom(path):
@@ -123,7 +121,8 @@ def list_images(films):
     warn("folders cannot be listed, so their images are missing", [str(folder) for folder in unlisted])
     if not images:
         raise UserError(f"{path} has no image that can be found: {', '.join(IMAGE_SUFFIXES)}.")
-    ignored = {path / name for name in warn_of_companions([image.relative_to(path).as_posix() for image in images])}
+    names = [image.relative_to(path).as_posix() for image in images]
+    ignored = {path / name for name in warn_of_companions(names)}
     return [image for image in images if image not in ignored] + unlisted
 
 
@@ -134,7 +133,7 @@ def warn_of_companions(paths):
     return companions
 
 
-# ---- class folders -----------------------------------------------------------------------------
+# ---- layouts -----------------------------------------------------------------------------------
 
 
 def read_folders(root):
@@ -159,9 +158,6 @@ def read_folders(root):
         shown = ", ".join(path.decode(errors="backslashreplace") for path in foreign[:20])
         raise UserError(f"{root} has {len(foreign)} files whose names are not in UTF-8: rename {shown}.")
     return pd.DataFrame(rows, columns=COLUMNS, dtype=str), names
-
-
-# ---- labels.csv --------------------------------------------------------------------------------
 
 
 def read_text(file):
@@ -292,9 +288,6 @@ def read_labels(file):
     return table[~(repeated | unused)].replace({"split": {validation: "validation"} if validation else {}})
 
 
-# ---- DICOM -------------------------------------------------------------------------------------
-
-
 def read_header(path):
     """(PatientID, side, view, kind) of a DICOM file, "" what it lacks. Raises UserError without pydicom.
 
@@ -350,7 +343,7 @@ def name_sides(films, headers, named):
 def drop_shared_folders(paths):
     """The paths (Series) without the first folders where these are the same for all: they name no patient."""
     parts = paths.str.split("/")
-    shared = os.path.commonprefix(parts.str[:-1].tolist())
+    shared = list(takewhile(lambda folders: len({*folders}) == 1, zip(*parts.str[:-1], strict=False)))
     return parts.str[len(shared) :].str.join("/")
 
 

@@ -41,7 +41,7 @@ VIEWS = {  # the short names, and DICOM's meanings and codes of the two usual on
     **{view.lower(): view for view in ("ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO")}}
 SIDE, VIEW = "left|right|lt|rt|l|r", "xccl|xccm|xcc|cc|mlo|ml|lmo|lm"  # in names
 SIDE_OR_VIEW = re.compile(  # such as L, CC, LCC, RIGHT_, mlo2 or MLOR, but no part of another word
-    rf"(?i)(?<![^\W_])(?=[a-z])({SIDE})?(?:({VIEW})\d?)?({SIDE})?(?![^\W_])")
+    rf"(?i)(?<![^\W_])(?=[a-z])({SIDE})?(?:({VIEW})\d?({SIDE})?)?(?![^\W_])")
 SORTED_BY = r"(?i)(benign|malignant).*|train|val|valid|validation|test|left|right|l|r|cc|mlo"  # folders
 
 
@@ -57,7 +57,7 @@ def to_key(text):
 
 
 def is_nobody(text):
-    """Whether an id is a placeholder: nan, N/A, #REF!, -1, unknown, removed, Anonymous^Patient, xxx, ? and so on."""
+    """Whether an id is a placeholder: nan, N/A, #REF!, -1, unknown, removed, Anonymous^Patient, xxx ..."""
     text = text.casefold()
     if re.fullmatch(NOBODY_CODE, text):
         return True
@@ -138,9 +138,9 @@ def split_words(name):
     return tuple(re.findall(r"[^\W\d_]+|\d+", apart.casefold()))
 
 
-def is_companion(word):
-    """Whether a word of a name, in lower case, says that a file is a mask or a drawing."""
-    return bool(re.fullmatch(COMPANION, word))
+def remove_marks(words):
+    """The words of a name without those that mean a mask or a drawing."""
+    return tuple(word for word in words if not re.fullmatch(COMPANION, word))
 
 
 def find_companions(paths):
@@ -153,8 +153,8 @@ def find_companions(paths):
     for path in paths:
         *folders, name = path.split("/")
         words = split_words(os.path.splitext(name)[0])
-        plain = tuple(word for word in words if not is_companion(word))
-        home = list(takewhile(lambda folder: not any(map(is_companion, split_words(folder))), folders))
+        plain = remove_marks(words)
+        home = list(takewhile(lambda folder: remove_marks(split_words(folder)) == split_words(folder), folders))
         if plain == words and home == folders:
             images.update((*folders[:level], words) for level in range(len(folders) + 1))
         else:

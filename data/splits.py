@@ -10,16 +10,19 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from data import UserError, log
 from data.duplicates import find_groups
-from data.films import CLASSES, list_some
+from data.films import CLASSES, TEXT, list_some
 from data.names import first_known, match_patients
 from data.runs import REMEDY, is_text, read_array, read_json, read_table
 
 FOLDS = 5  # parts of the patients, one of which is held out
+SETS = {"train": "training set", "validation": "validation set", "test": "test set"}
 HERE = Path(__file__).resolve().parent.parent
 SETTINGS = {  # what is used of the settings.json of a run that another started from
     "constants": {"WEIGHTS": lambda value: value is None or is_text(value)},
     "weights": {"origin": is_text, "pretrained": lambda value: isinstance(value, bool)},
 }
+TESTED = "its patient or picture is in the test set"  # reasons for which a film is excluded
+TRAINED = "its patient or picture is in the training set"
 IMAGENET = {  # hashes of ImageNet weights without top layers: the MD5 of a file, as keras.applications has it
     "4d473c1dd8becc155b73f8504c6f6626": "ResNet50",
     "6d6bbae143d832006294945121d1f1fc": "VGG16",
@@ -48,9 +51,8 @@ def check_folds(films):
         but = " outside of its test set" if tested.any() else ""
         raise UserError(
             f"DATA_DIR has {patients.min()} {patients.idxmin()} patients{but} (those who share a picture count"
-            f" once), but {FOLDS} folds need {FOLDS} or more of each class: add patients, or give a validation"
-            " set, as a column split with train and validation in labels.csv or as folders train/ and val/."
-        )
+            f" once), but {FOLDS} folds need at least {FOLDS} of each class: add patients, or give a validation"
+            " set, as a column split with train and validation in labels.csv or as folders train/ and val/.")
 
 
 def find_first(films, chosen):
@@ -83,23 +85,25 @@ def split_patients(films, fold, seed):
     check_folds(films)
     films = films.assign(split=films["split"].replace("", "train"), fold="", tested_on="", trained_on="")
     tested_on = find_first(films, films["split"].eq("test")).where(films["split"].ne("test"))
+
     if not has_validation(films):
         dealt = films[films["split"].eq("train") & tested_on.isna()]
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
         for number, (_, rows) in enumerate(splitter.split(dealt, dealt["label"], dealt["group"])):
             films.loc[dealt.index[rows], "fold"] = str(number)
         films.loc[films["fold"].eq(str(fold)), "split"] = "validation"
+
     films.loc[films["left_out"].ne(""), "split"] = "left out"
-    exclude(films, tested_on, "tested_on", "its patient or picture is in the test set")
+    exclude(films, tested_on, "tested_on", TESTED)
     trained_on = find_first(films, films["split"].eq("train")).where(films["split"].eq("validation"))
-    exclude(films, trained_on, "trained_on", "its patient or picture is trained on")
+    exclude(films, trained_on, "trained_on", TRAINED)
     return films
 
 
 def count_films(films):
-    """Films and patients of each class as text: benign 12 films of 6 patients, malignant ..."""
+    """Images and patients of each class as text: benign 12 images of 6 patients, malignant ..."""
     counts = films.groupby("label")["group"].agg(["size", "nunique"])
-    return ", ".join(f"{label} {size} films of {patients} patients"
+    return ", ".join(f"{label} {size} images of {patients} patients"
                      for label, size, patients in counts.itertuples())
 
 
@@ -108,30 +112,30 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
 
     Raises UserError where a set, one of `sides` or the test set, or any fold lacks a class.
     """
-    for side in ("train", "validation", "test"):
+    for side, name in SETS.items():
         if films["split"].eq(side).any():
-            log.info("%-10s %s", side, count_films(films[films["split"].eq(side)]))
-    left_out = films[films["left_out"].ne("")]
-    leaks = left_out["tested_on"].ne("") | left_out["trained_on"].ne("")
-    excluded = ""
-    for reason, rows in left_out.groupby("left_out"):
-        listed = " (leaks.csv)" if leaks[rows.index].any() else ""
-        log.warning("%-10s %s: %s%s: %s", "excluded", count_films(rows), reason, listed,
-                    list_some(rows["path"].tolist()))
-        excluded += f"; {len(rows)} films are excluded: {reason}{listed}"
+            log.info("%s: %s", name, count_films(films[films["split"].eq(side)]))
+
+    excluded = films[films["left_out"].ne("")]
+    leaks = excluded["tested_on"].ne("") | excluded["trained_on"].ne("")
+    reasons = ""
+    for reason, rows in excluded.groupby("left_out"):
+        if leaks[rows.index].any():
+            reason += " (leaks.csv)"
+        log.warning("excluded: %s: %s: %s", count_films(rows), reason, list_some(rows["path"].tolist()))
+        reasons += f"; {len(rows)} images are excluded: {reason}"
+
+    used = films[films["left_out"].eq("")]
+    classes = used[used["fold"].ne("")].groupby("fold")["label"].nunique()
+    if every_fold and classes.min() < len(CLASSES):
+        raise UserError(f"fold {classes.idxmin()} has images of one class only{reasons}: add patients, or run the"
+                        " other folds one by one.")
     remedy = "check DATA_DIR, CROP, FOLD"
     if leaks.any():
         remedy = "move whole patients to one set, or remove the split, so that FOLD holds patients out"
-    used = films[films["left_out"].eq("")]
-    folds = used[used["fold"].ne("")].groupby("fold") if every_fold else []
-    for number, fold in folds:
-        if fold["label"].nunique() < len(CLASSES):
-            raise UserError(f"fold {number} has films of one class only{excluded}: add patients, or run the other"
-                            " folds one by one.")
     for side, label in product((*sides, *{"test"} & {*used["split"]}), CLASSES):
         if not (used["split"].eq(side) & used["label"].eq(label)).any():
-            name = "training" if side == "train" else side
-            raise UserError(f"the {name} set has no {label} film{excluded}: {remedy}.")
+            raise UserError(f"the {SETS[side]} has no {label} image{reasons}: {remedy}.")
 
 
 # ---- what a model has seen ---------------------------------------------------------------------
@@ -158,8 +162,8 @@ def read_trained(folder, shape):
             films = read_table(files[0], ["path", "patient_id"])
             stored = read_array(files[1], np.complex64, (len(films), *[None] * len(shape)))
         if not is_whole or stored.shape[1:] != shape:
-            log.warning("%s is not the whole folder of a run, or is of an older version: what its weights were"
-                        " trained on is unknown", folder)
+            log.warning("%s is not the complete folder of a run, or is of an older version: it is unknown what its"
+                        " weights were trained on", folder)
             return pd.concat(tables), prints, False
 
         if "split" in films:
@@ -167,7 +171,7 @@ def read_trained(folder, shape):
         else:  # a result of all folds: each fold was trained on in some other
             trained = read_table(files[0], ["fold"])["fold"].isin(map(str, range(FOLDS)))
         if not trained.any():
-            raise UserError(f"{files[0]} does not tell what was trained on: {REMEDY}.")
+            raise UserError(f"{files[0]} has no image of a training set: {REMEDY}.")
         tables.append(films[trained])
         prints.append(stored[np.flatnonzero(trained)])
 
@@ -181,11 +185,11 @@ def read_trained(folder, shape):
 def find_seen(films, fingerprints, collection, trained, prints):
     """(films, seen): the films in groups, and for each the path of a film of its group in `trained`, else NaN.
 
-    collection: goes before a path or a number that stands for a patient in these films only.
-    trained, prints: see read_trained.
+    collection: goes before a path, a number or a text that stands for a patient in these films only, such as
+    case1 of case1_L_CC.png. trained, prints: see read_trained.
     """
-    numbered = films["patient_from"].eq("unknown") | films["patient_id"].str.startswith("dicom_")
-    films = films.assign(patient_id=films["patient_id"].mask(numbered, f"{collection}: " + films["patient_id"]))
+    own = films["patient_from"].isin(["unknown", TEXT]) | films["patient_id"].str.startswith("dicom_")
+    films = films.assign(patient_id=films["patient_id"].mask(own, f"{collection}: " + films["patient_id"]))
     both = find_groups(pd.concat([films, trained], ignore_index=True), np.concatenate([fingerprints, *prints]))
     seen = find_first(both, both.index >= len(films))
     return both[: len(films)], seen[: len(films)]
@@ -197,6 +201,7 @@ def check_unseen(films, fingerprints, settings):
     trained, prints, complete = read_trained(folder, np.shape(fingerprints)[1:])
     if trained.empty:
         return
+
     dealt = films["fold"].ne("") & films["split"].ne("left out")
     held_out = films["split"].isin(["validation", "test"]) | (dealt & (settings.FOLD == "all"))
     films, fingerprints = films[held_out], fingerprints[np.flatnonzero(held_out)]
@@ -218,10 +223,12 @@ def leave_out_known(films, fingerprints, collection, source):
     films, seen = find_seen(films, fingerprints, collection, trained, prints)
     films = films.assign(fold="", tested_on="", trained_on="")
     films.loc[films["left_out"].ne(""), "split"] = "left out"
-    exclude(films, seen, "trained_on", "its patient or picture is trained on")
-    if (named := films["trained_on"].ne("") & films["patient_id"].isin(trained["patient_id"])).any():
-        log.warning("%d of the films that are excluded have a patient_id of the training set: where it means"
-                    " another patient here, change it in labels.csv", named.sum())
+    exclude(films, seen, "trained_on", TRAINED)
+
+    named = films["trained_on"].ne("") & films["patient_id"].isin(trained["patient_id"])
+    if named.any():
+        log.warning("%d of the excluded images have a patient_id of the training set: if it means another patient"
+                    " here, change it in labels.csv", named.sum())
     return films
 
 
@@ -233,20 +240,20 @@ def list_seen(paths, fingerprints, folder):
 
     paths: of loose files; fingerprints: of each, None where it is not readable; folder: that of the run.
     """
-    readable = [place for place, one in enumerate(fingerprints) if one is not None]
-    answers = np.full(len(paths), "unknown", object)
-    if readable:
-        new = np.stack([fingerprints[place] for place in readable])
-        trained, prints, complete = read_trained(folder, new.shape[1:])
-        films = pd.DataFrame({"path": [str(paths[place]) for place in readable]})
-        patients = first_known(match_patients(films["path"]))
-        films["patient_from"] = np.where(patients.isna(), "unknown", "file name")
-        films["patient_id"] = patients.fillna(films["path"])
-        seen = find_seen(films, new, "predict", trained, prints)[1].notna()
+    films = pd.DataFrame({"path": [str(path) for path in paths]})
+    patients = first_known(match_patients(films["path"]))
+    films["patient_id"] = patients.fillna(films["path"])
+    films["patient_from"] = np.where(patients.isna(), "unknown", "file name")
+
+    answers = np.full(len(films), "unknown", object)
+    readable = np.array([one is not None for one in fingerprints], bool)
+    if readable.any():
+        new = np.stack([one for one in fingerprints if one is not None])
+        trained, known, complete = read_trained(folder, new.shape[1:])
+        seen = find_seen(films[readable], new, "predict", trained, known)[1].notna()
         unseen = False if complete else "unknown"
-        answers[readable] = [True if known else unseen for known in seen]
+        answers[readable] = [True if one else unseen for one in seen]
         if seen.any():
-            log.warning("%d of %d films show a picture or a patient that the model was trained on (trained_on): it"
-                        " knows their labels, so their probabilities say nothing of what it can do", seen.sum(),
-                        len(paths))
+            log.warning("the model was trained on %d of %d images or their patients (trained_on): their"
+                        " probabilities do not show how good it is", seen.sum(), len(paths))
     return answers.tolist()

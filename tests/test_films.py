@@ -177,7 +177,8 @@ def test_what_may_not_be_read_is_named(make):
     "1_mask.png", "1_mask_1.png", "1_mask2.png", "1_Mask.PNG", "1-MASK.tif", "1.mask.png", "1 roi.jpg",
     "1_ROI_3.png", "1_seg.png", "1_segmentation.png", "1_overlay.bmp", "1_annotation.png", "mask_1.png",
     "1_ground_truth.png", "masks/1.png", "Tumor Masks/1.jpg", "1_segmentations/1_seg.png",
-    "../benign_masks/1.png", "../masks/1.png",
+    "../benign_masks/1.png", "../masks/1.png", "1_lesion_mask.png", "1_Mask_mass1.png", "1_leftMask.png",
+    "1_ROIs.png", "1.png_mask.png", "1_groundtruth.png", "1_bbox.png", "1_labelled.png", "masks/1_2.png",
 ])
 @pytest.mark.parametrize("layout", ["folders", "labels.csv"])
 def test_masks_beside_an_image_of_the_same_name_are_ignored_and_listed(make, caplog, layout, name):
@@ -225,6 +226,11 @@ def test_masks_are_no_films_to_predict_either(make, caplog):
     "\n\npath,label\n\na.png,benign\n,\n ,,\nb.png,malignant\n\n",
     "# from us; 2024\n# path, label, and more\npath,label\na.png,benign\n#,,,\n\"# b\",x\nb.png,malignant\n",
     "path,label\na.png,benign\n#d.png,malignant\n",
+    'path;label;"size (w, h, d)"\na.png;benign;"1,2,3"\nb.png;malignant;\n',
+    "path|label\na.png|benign\nb.png|malignant\n", "\ufeff\ufeffpath,label\na.png,benign\nb.png,malignant\n",
+    "sep=,\npath;label\na.png;benign\nb.png;malignant\n",
+    "# from us\nSEP=;\npath;label\na.png;benign\nb.png;malignant\n",
+    "path,label,note,note\na.png,benign,1,2\nb.png,malignant,1,2\n",
 ])
 def test_tables_that_are_accepted(table_of, caplog, content):
     table = table_of(content).sort_values("label")
@@ -236,7 +242,7 @@ def test_tables_that_are_accepted(table_of, caplog, content):
 
 @pytest.mark.parametrize(("encoding", "start", "said"), [
     ("utf-8", b"", ""), ("utf-16", b"", "UTF-16"), ("utf-16-be", b"\xfe\xff", "UTF-16"),
-    ("utf-16-le", b"", "UTF-16"), ("cp1252", b"", "Windows-1252"),
+    ("utf-16-le", b"", "UTF-16"), ("utf-16-be", b"", "UTF-16"), ("cp1252", b"", "Windows-1252"),
 ])
 def test_encodings_of_spreadsheets(table_of, caplog, encoding, start, said):
     rows = "path\tlabel\tpatient_id\nä.png\tbenign\tMüller\nb.png\tmalignant\t2\n"
@@ -252,11 +258,12 @@ def test_numbers_stay_text(table_of):
     assert table["lesion_box"].tolist() == ["1:2:3:4|5:6:7:8", ""]
 
 
-def test_other_columns_are_named_and_what_to_call_those_that_look_familiar(table_of, caplog):
-    table = table_of("path,label,patient id,Laterality,,age\na.png,benign,7,L,,50\nb.png,malignant,8,R,,60\n")
+@pytest.mark.parametrize("name", ["patient id", "patientid", "pid", "case_id", "mrn", "patienten-nr", "pat. name"])
+def test_other_columns_are_named_and_what_to_call_those_that_look_familiar(table_of, caplog, name):
+    table = table_of(f"path,label,{name},Laterality,,age\na.png,benign,7,L,,50\nb.png,malignant,8,R,,60\n")
     assert table["patient_from"].eq("unknown").all()
-    assert "columns of labels.csv that are not used: 'patient id', 'laterality', '', 'age'\n" in caplog.text
-    assert "rename 'patient id' to patient_id; rename 'laterality' to side\n" in caplog.text
+    assert f"columns of labels.csv that are not used: {name!r}, 'laterality', '', 'age'\n" in caplog.text
+    assert f"rename {name!r} to patient_id; rename 'laterality' to side\n" in caplog.text
 
 
 @pytest.mark.parametrize(("words", "expected", "excluded"), [
@@ -306,6 +313,12 @@ def name_labels(*labels):
     (name_labels("BENIGN_WITHOUT_CALLBACK", "MALIGNANT"), "'benign_without_callback'. Write benign or malig"),
     (name_labels("BI-RADS 2", "BIRADS-5"), "'bi-rads 2', 'birads-5'. BI-RADS categories are no labels"),
     (name_labels("2", "4a"), "BI-RADS categories are no labels: write benign"),
+    (name_labels('"2,0"', "ACR 4"), "BI-RADS categories are no labels: write benign"),
+    (name_labels("+", "n"), "Write benign for 0 and malignant for 1"),
+    (name_labels("gutartig", "non-malignant"), "'gutartig', 'non-malignant'. Write benign or malignant"),
+    ("Mammograms of 2024\npath,label\na.png,benign\n", "it has 'mammograms of 2024': name them in the first row"),
+    ("path,label,patient_id\na.png,benign,1234567890123450\nb.png,malignant,1234567890123460\n"
+     "deep/c.png,benign,1234567890123470\n", "3 rows have a patient_id that a spreadsheet has rounded"),
     ("path,label,split\na.png,benign,train\nb.png,malignant,soon\n", "split other than train, val, .*: 'soon'"),
     ("path,label,split\na.png,benign,train\nb.png,malignant,\n", "split other than train, val, .*: ''"),
     ("path,label\na.png,benign\nz.png,malignant\n", "1 paths name no file: 'z.png'"),
@@ -333,7 +346,8 @@ def test_tables_that_are_refused(table_of, content, words):
 
 @pytest.mark.parametrize("spellings", [
     ["10006", "10006.0", "10006.00", "010006", "10006,0"], ["0007", "7", " 7", "7.0", "7 "],
-    ["P 12", "p12", "P12", "P012"], ["A_0001", "a_1"], ["Müller", "MÜLLER"], ["12-007", "12-7"], ["\uff17", "7"],
+    ["P 12", "p12", "P12", "P012"], ["0007", "'0007", "7\u200b", "7\xa0"],
+    ["A_0001", "a_1"], ["Müller", "MÜLLER"], ["12-007", "12-7"], ["\uff17", "7"],
 ])
 def test_spellings_of_one_id_are_one_patient(patients_of, caplog, spellings):
     found = patients_of({f"{row}.png": patient for row, patient in enumerate([*spellings, "other"])})
@@ -343,14 +357,17 @@ def test_spellings_of_one_id_are_one_patient(patients_of, caplog, spellings):
 
 
 def test_ids_that_differ_otherwise_are_different_patients(patients_of):
-    ids = ["1", "10", "100", "P1", "P10", "A_1", "A-1", "A1", "1.5", "1.05", "1.50", "1_0", "x", "xa", "1e5",
+    ids = ["1", "10", "100", "P1", "P10", "A_1", "A-1", "A1", "1.5", "1.05", "1.50", "1,5", "1,05", "ANON123",
+           "Anonymous 1", "no1", "Anna", "1_0", "x", "xa", "1e5",
            "1e6", "0", "test", "unknown 1", "unknown 2", "patient 1", "naN1", "#5", "2.16.840.1.0", "2.16.840.1"]
     assert len(group(patients_of({f"{row}.png": patient for row, patient in enumerate(ids)}))) == len(ids)
 
 
 PLACEHOLDERS = ["", "nan", "NaN", "None", "NULL", "N/A", "n.a.", "#N/A", "<NA>", "#REF!", "unknown", "Unknown",
                 "REMOVED", "anonymous", "Anonymized", "anonymised", "ANON", "de-identified", "Anonymous^Patient",
-                "patient", "-", "--", "?", "xxx", "not available", "unbekannt", "Patient ID", "missing"]
+                "patient", "-", "--", "?", "xxx", "not available", "unbekannt", "Patient ID", "missing",
+                "-1", "-999", "#NV", "#N/D", "Anónimo", "anonymous^female", "Unknown^Unknown", "removed by CTP",
+                "not recorded", "no patient id", "desconhecido", "masked", "blank", "inconnue", "keine Angabe"]
 
 
 def test_placeholders_mean_unknown_and_the_file_name_decides(patients_of, caplog):
@@ -366,6 +383,9 @@ def test_an_id_that_all_films_share_is_none(patients_of, caplog):
     assert len(group(patients_of({f"{row}.png": ("H1", "h 1")[row % 2] for row in range(6)}))) == 6
     assert caplog.text.count("all images have the same patient_id: it counts as unknown") == 1
     assert len(group(patients_of({"a.png": "H1", "b.png": "H1", "c.png": "H2"}))) == 2
+    some_unknown = {f"{row}.png": "H1" if row < 20 else "" for row in range(24)}
+    assert len(group(patients_of(some_unknown))) == 24
+    assert len(group(patients_of({"a.png": "H1", "b.png": "H1", "c.png": ""}))) == 2
 
 
 @pytest.mark.parametrize(("shared", "total", "warned"), [
@@ -410,6 +430,12 @@ UIDS = "1.2.842.113970.3.62.1.56868341/1.2.844.113684.2750825168/1.2.826.0.1.368
     ("P100_L_DM_MLO.jpg", "P100", "CDD-CESM", "left", "MLO"),
     ("P1_R_CM_CC.jpg", "P1", "CDD-CESM", "right", "CC"),
     ("2019_BC0021382_ CC_L.jpg", "BC0021382", "KAU-BCMD", "left", "CC"),
+    ("mass-training_p_00001_left_cc.png", "p_00001", "CBIS-DDSM", "left", "CC"),
+    ("a_1109_1.left_mlo.png", "a_1109", "DDSM", "left", "MLO"),
+    ("20586908_6C613A14B80A8591_MG_R_CC.png", "6C613A14B80A8591", "INbreast", "right", "CC"),
+    (f"{HASH.upper()}/{OTHER_HASH.upper()}.png", HASH.upper(), "VinDr-Mammo", "", ""),
+    ("d1-0001/1-1.png", "d1-0001", "CMMD", "", ""), ("p100_l_dm_mlo.jpg", "p100", "CDD-CESM", "left", "MLO"),
+    ("2019_bc0021382_ cc_l.jpg", "bc0021382", "KAU-BCMD", "left", "CC"),
     (f"cohort_1/10000879/{UIDS}.png", "10000879", "EMBED", "", ""),
     *[(path, None, None, "", "") for path in (
         "P_00001.png", "P_00001/1.png", "xmdb001.png", "mdb0011.png", "mdb001/scan.png", "D1-00012.png",
@@ -420,6 +446,8 @@ UIDS = "1.2.842.113970.3.62.1.56868341/1.2.844.113684.2750825168/1.2.826.0.1.368
         ("P_00001_LEFT_CCX.png", "left", ""), ("P100_L_XX_MLO.jpg", "left", "MLO"), ("P1_left.png", "left", ""),
         ("7_MLO.png", "", "MLO"), ("7_L.png", "", ""), ("7_R_L_CC.png", "", "CC"), ("7_LCC.png", "left", "CC"),
         ("7-rmlo2.png", "right", "MLO"), ("7_CC_R.png", "right", "CC"), ("7_L-XCCL.png", "left", "XCCL"),
+        ("7_CCL.png", "left", "CC"), ("7 MLOR.png", "right", "MLO"), ("7_lt_cc.png", "left", "CC"),
+        ("7-RT-mlo.png", "right", "MLO"), ("left/7_CC.png", "left", "CC"), ("7_LCC_MLO.png", "", ""),
         ("7_ml.png", "", ""), ("Lisa Right_ML.png", "right", "ML"), ("a.LEFT_MLO.1.png", "left", "MLO"),
         ("L/CC/7.png", "left", "CC"), ("right/7.png", "right", ""), ("P_00001_LEFT_CC/own/7.png", "left", "CC"),
         ("P_00001_LEFT_CC/1/2/3/7.png", "left", "CC"))],
@@ -482,6 +510,8 @@ def name_cbis(row):
     ([f"{name_cbis(row)}/1.3.6.{row}/1.3/1-1.png" for row in range(28)], [f"image {row}" for row in range(28)]),
     ([f"mdb{row:03d}.pgm" for row in range(1, 29)], range(1, 29)),
     ([f"{row // 2 + 1}/{2 * 10**9 + row}.png" for row in range(28)], range(28)),  # as other patients are named
+    ([f"case {row // 2:03d}_{'LR'[row % 2]}_CC.png" for row in range(28)], range(28)),  # each film has its own id
+    ([f"{row // 2}/{'LR'[row % 2]}-MLO.png" for row in range(28)], [f"image {row}" for row in range(28)]),
 ])
 def test_names_join_what_patient_id_keeps_apart(patients_of, caplog, paths, ids):
     found = patients_of(dict(zip(paths, map(str, ids), strict=True)))
@@ -505,7 +535,9 @@ def test_a_patient_who_is_known_from_several_sources_is_one(patients_of):
 @pytest.mark.parametrize(("paths", "texts"), [
     (["{0}_L_CC", "{0}_R_MLO"], ["{0}"]), (["{0} RIGHT CC", "{0}-left-mlo", "{0}_LCC"], ["{0}"]),
     (["case {0}.RCC", "case {0}.RMLO (2)"], ["case {0}"]), (["{0}/L_CC", "{0}/RMLO"], ["{0}"]),
-    (["CC/{0}_L_CC", "MLO/{0}_L_MLO"], ["{0}"]), (["{0}/img_L_CC", "{0}/img_R_CC"], ["{0}/img"]),
+    (["CC/{0}_L_CC", "MLO/{0}_L_MLO"], ["{0}"]), (["{0}_CCL", "{0} MLOR"], ["{0}"]),
+    (["{0}_lt_cc", "{0}_RT_MLO"], ["{0}"]), (["left/{0}_CC", "right/{0}_CC"], ["{0}"]),
+    (["{0}/img_L_CC", "{0}/img_R_CC"], ["{0}/img"]),
 ])
 def test_films_with_the_same_text_before_side_and_view_are_one_patient(make, caplog, paths, texts):
     names = {row: [f"{path.format(f'{row:04d}')}.png" for path in paths] for row in range(12)}
@@ -631,7 +663,7 @@ def test_labels_csv_goes_before_dicom_and_dicom_before_names(make, caplog):
     assert table["side"].tolist() == ["left", "right", "left", "right", "right"]
     assert table["view"].tolist() == ["CC", "MLO", "XCCL", "MLO", "SPOT"]
     for column in ("side", "view"):
-        assert f"2 images have several values of {column}: labels.csv counts first, then DICOM tags, then the name: 'c_L" in caplog.text
+        assert f"2 images have several values of {column}: labels.csv counts first, then DICOM" in caplog.text
 
 
 def test_what_is_cut_off_is_a_missing_tag_and_nothing_of_it_is_shown(make, caplog, capfd):

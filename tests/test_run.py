@@ -927,10 +927,10 @@ def test_validation_on_its_own_films_is_refused(validated, all_folds, tmp_path):
     split = pd.read_csv(run / "split.csv").query("split == 'train'")
     split.assign(path=[str(films / path) for path in split["path"]]).drop(columns="split").to_csv(
         tmp_path / "labels.csv", index=False)
-    with pytest.raises(common.UserError, match=r"no film that .* can be scored on .*trained on"):
+    with pytest.raises(common.UserError, match=r"no film that .* can be scored on .*in the training set"):
         common.validate(folder.parent / run.name, tmp_path)
     script, _, folder, _ = all_folds
-    with pytest.raises(common.UserError, match=r"no film that .* can be scored on .*trained on"):
+    with pytest.raises(common.UserError, match=r"no film that .* can be scored on .*in the training set"):
         common.validate(folder, script.DATA_DIR)
 
 
@@ -947,8 +947,8 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
     for name in ("roc_curve.png", "confusion_matrix.png", "calibration.png", "grad_cam_example.png", "summary.md"):
         assert (folder / name).is_file()
     assert "20 held-out films of 10 patients" in console
-    assert "validation benign 10 films of 5 patients, malignant 10 films of 5 patients" in console
-    assert "FOLD is not used" not in console and "train " not in console, "which the run had, and not these films"
+    assert "validation set: benign 10 images of 5 patients, malignant 10 images of 5 patients" in console
+    assert "FOLD is not used" not in console and "training set: " not in console, "of the run"
     runs = pd.read_csv(folder.parent / "runs.csv").set_index("run")
     assert runs["auc"][folder.name] == pytest.approx(results["auc"])
     assert folder.name in (folder.parent / "report.html").read_text("utf-8")

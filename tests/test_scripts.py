@@ -105,8 +105,8 @@ def test_the_console_tells_the_story_and_is_kept(finished):
     name, console, run = finished
     kept = "\n".join(json.loads((run / "settings.json").read_text("utf-8"))["console"])
     for text in (console, kept):
-        for words in ("20 films of 10 patients", "train", "validation", "device", "random weights", "No ImageNet",
-                      f"{name}: the top", "trainable", run.name):
+        for words in ("20 images of 10 patients", "training set: ", "validation set: ", "device", "random weights",
+                      "No ImageNet", f"{name}: the top", "trainable", run.name):
             assert words in text
     for words in ("epoch 2 of 2", "accuracy", "auc", "Grad-CAM", "finished"):
         assert words in console

@@ -20,7 +20,7 @@ from tiny import build_backbone, common, import_tiny, prepare
 
 from data import UserError, splits
 from data.duplicates import group_duplicates
-from data.films import list_some
+from data.films import TEXT, list_some
 from data.results import metrics
 from data.splits import FOLDS, check_folds, check_sides, check_unseen, list_seen, split_patients
 
@@ -46,7 +46,7 @@ def give_split(films, held_out=10, name="validation"):
 
 def describe(films):
     """What is printed of a set."""
-    return ", ".join(f"{label} {len(rows)} films of {rows['group'].nunique()} patients"
+    return ", ".join(f"{label} {len(rows)} images of {rows['group'].nunique()} patients"
                      for label, rows in films.groupby("label"))
 
 
@@ -185,7 +185,7 @@ def test_31_patients_of_both_official_sides_leave_training(caplog):
         assert sorted(split["path"][split["split"].eq("train")]) == sorted(set(pool["path"]) - set(held_out))
         check_sides(split, every_fold=True)
     (line,) = {line for line in caplog.messages if line.startswith("excluded")}
-    words = f"excluded   {describe(again)}: its patient or picture is in the test set (leaks.csv): 'again/"
+    words = f"excluded: {describe(again)}: its patient or picture is in the test set (leaks.csv): 'again/"
     assert line.startswith(words) and line.endswith(f" and {len(again) - 20} more")
 
 
@@ -219,7 +219,7 @@ def test_patients_with_both_classes_are_counted(caplog):
     assert f"{mixed} patients have benign and malignant films" in caplog.text
 
 
-LEAK = {"validation": "its patient or picture is trained on", "test": "its patient or picture is in the test set"}
+LEAK = {"validation": splits.TRAINED, "test": splits.TESTED}
 
 
 # ---- what is printed and refused ---------------------------------------------------------------
@@ -228,15 +228,15 @@ LEAK = {"validation": "its patient or picture is trained on", "test": "its patie
 def test_a_set_without_a_class_is_refused_with_what_was_excluded():
     films = make_films(patients=30)
     apart = films.assign(split=films["label"].map({"malignant": "train", "benign": "validation"}))
-    with pytest.raises(UserError, match="training set has no benign film: check DATA_DIR, CROP, FOLD"):
+    with pytest.raises(UserError, match="training set has no benign image: check DATA_DIR, CROP, FOLD"):
         check_sides(split_patients(apart, 0, 0))
     unused = films["label"] == "malignant"
-    words = rf"the training set has no malignant film; {unused.sum()} films are excluded: no lesion_box: check"
+    words = rf"the training set has no malignant image; {unused.sum()} images are excluded: no lesion_box: check"
     with pytest.raises(UserError, match=words):
         check_sides(split_patients(films.assign(left_out=np.where(unused, "no lesion_box", "")), 0, 0))
     tested = split_patients(give_split(films, name="test"), 0, 0)
     tested.loc[tested["split"].eq("test"), "label"] = "benign"
-    with pytest.raises(UserError, match="test set has no malignant film"):
+    with pytest.raises(UserError, match="test set has no malignant image"):
         check_sides(tested)
 
 
@@ -247,7 +247,7 @@ def test_given_sets_that_share_all_patients_are_refused_with_the_remedy(later, l
     if later == "validation":
         films = films[films["split"].eq("train")]
     split = split_patients(pd.concat([films, more], ignore_index=True), 0, 0)
-    match = rf"^the {loses} set has no .*; {len(more)} films are excluded: .*\(leaks\.csv\): move whole patients"
+    match = rf"^the {loses} set has no .*; {len(more)} images are excluded: .*\(leaks\.csv\): move whole patients"
     with pytest.raises(UserError, match=match):
         check_sides(split)
 
@@ -258,7 +258,7 @@ def test_all_folds_are_checked_before_the_first_is_trained():
     malignant = films["label"].eq("malignant") & films["fold"].eq("3")
     films.loc[malignant, ["split", "left_out"]] = "left out", "no lesion_box"
     check_sides(films)
-    with pytest.raises(UserError, match=rf"^fold 3 has films of one class only; {malignant.sum()} films"):
+    with pytest.raises(UserError, match=rf"^fold 3 has images of one class only; {malignant.sum()} images"):
         check_sides(films, every_fold=True)
 
 
@@ -272,10 +272,10 @@ def test_the_counts_that_are_printed(caplog, name):
     split = split_patients(films, 0, 0)
     check_sides(split)
     sets = ["train", "validation"] + ["test"] * (name == "test")
-    lines = [f"{side:10} {describe(split[split['split'].eq(side)])}" for side in sets]
+    lines = [f"{splits.SETS[side]}: {describe(split[split['split'].eq(side)])}" for side in sets]
     for reason, listed in (("no lesion_box", ""), (LEAK[name], " (leaks.csv)")):
         rows = split[split["left_out"].eq(reason)]
-        lines.append(f"excluded   {describe(rows)}: {reason}{listed}: {list_some(rows['path'].tolist())}")
+        lines.append(f"excluded: {describe(rows)}: {reason}{listed}: {list_some(rows['path'].tolist())}")
     assert sorted(caplog.messages) == sorted(lines)
 
 
@@ -340,8 +340,9 @@ def test_weights_that_have_not_seen_them_are_accepted(collection, write_run, cap
     check_unseen(films, prints, write_run(films, prints, trained=range(4)))
     assert "none of the held-out patients" in caplog.text
     others = make_fingerprints(np.random.default_rng(1), 8)
-    for number, source in enumerate(("unknown", "PatientID")):  # neither a file name nor a number is a patient
-        names = films["path"] if source == "unknown" else [f"dicom_{row:05d}" for row in range(8)]
+    own = {"unknown": films["path"], "PatientID": [f"dicom_{row:05d}" for row in range(8)],
+           TEXT: [f"case{row}" for row in range(8)]}
+    for number, (source, names) in enumerate(own.items()):  # which name a patient of this collection only
         elsewhere = films.assign(patient_from=source, patient_id=names, group=names)
         settings = write_run(elsewhere, prints, trained=range(8), name=f"run{number}")
         check_unseen(elsewhere, others, settings)
@@ -359,7 +360,7 @@ def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, writ
     assert "unknown" not in caplog.text
     (first.WEIGHTS.parent / "split.csv").unlink()
     check_unseen(films, prints, settings)
-    assert f"{first.WEIGHTS.parent} is not the whole folder of a run" in caplog.text
+    assert f"{first.WEIGHTS.parent} is not the complete folder of a run" in caplog.text
     assert "none of the held-out" not in caplog.text, "which nobody knows"
     assert list_seen(films["path"], [*prints[:7], None], folder) == ["unknown"] * 8
     caplog.clear()
@@ -410,7 +411,7 @@ def test_what_a_damaged_run_was_trained_on_is_not_guessed(collection, write_run,
 def test_weights_from_elsewhere_are_unknown(collection, write_run, caplog, weights):
     settings = write_run(*collection, trained=range(4), weights=weights)
     check_unseen(*collection, settings)
-    assert "what its weights were trained on is unknown" in caplog.text
+    assert "it is unknown what its weights were trained on" in caplog.text
 
 
 def test_a_run_that_started_from_itself_is_unknown(collection, write_run, caplog):
@@ -433,7 +434,7 @@ def test_a_new_film_is_known_by_its_picture_or_by_the_patient_in_its_name(collec
     pictures = [*new, prints[5], turn_fingerprints(prints[3], 123, mirrored=True), None]
     seen = list_seen(paths, pictures, settings.WEIGHTS.parent)
     assert seen == [True, True, False, False, False, False, True, "unknown"]
-    assert "3 of 8 films show a picture or a patient that the model was trained on" in caplog.text
+    assert "the model was trained on 3 of 8 images or their patients" in caplog.text
 
 
 def test_imagenet_weights_are_known_by_what_keras_publishes():
@@ -581,11 +582,11 @@ def test_predict_says_what_the_model_was_trained_on(tested, tmp_path, capsys, al
     assert seen == {"mirrored train": True, "mirrored validation": all_folds, "mirrored test": False, "99": False,
                     "broken": "unknown"}
     count = 2 if all_folds else 1
-    assert f"{count} of 5 films show a picture or a patient that the model" in capsys.readouterr().out
+    assert f"the model was trained on {count} of 5 images or their patients" in capsys.readouterr().out
     copy = shutil.copytree(single, tmp_path / "copy")
     (copy / "fingerprints.npy").unlink()
     assert common.predict(copy, tmp_path / "99.png")["trained_on"].item() == "unknown"
-    assert "what its weights were trained on is unknown" in capsys.readouterr().out
+    assert "it is unknown what its weights were trained on" in capsys.readouterr().out
 
 
 def test_the_same_patients_are_trained_on_again_with_another_seed(tested):

@@ -150,7 +150,7 @@ def is_imagenet(file, digest):
 def read_trained(folder, shape):
     """(trained, prints, complete): what the model of a run has seen, in its run and in those that it started from.
 
-    trained: the films, with path, patient_id and more. prints: their fingerprints, a list of an array a run.
+    trained: the films, with path, patient_id and more. prints: their fingerprints, one array for each run.
     complete: False where a file is missing or older, or where weights are neither from a run nor from ImageNet.
     shape: that of the fingerprints of a film. Raises UserError where a file of these runs is damaged.
     """
@@ -166,10 +166,8 @@ def read_trained(folder, shape):
                         " weights were trained on", folder)
             return pd.concat(tables), prints, False
 
-        if "split" in films:
-            trained = films["split"].eq("train")
-        else:  # a result of all folds: each fold was trained on in some other
-            trained = read_table(files[0], ["fold"])["fold"].isin(map(str, range(FOLDS)))
+        sets = films.get("split", films.get("fold", pd.Series(dtype=str)))
+        trained = sets.isin(["train", *map(str, range(FOLDS))])  # each of all folds was trained on in some other
         if not trained.any():
             raise UserError(f"{files[0]} has no image of a training set: {REMEDY}.")
         tables.append(films[trained])

@@ -70,6 +70,15 @@ def exclude(films, shown, column, reason):
     films.loc[leaks, ["split", "left_out"]] = "left out", reason
 
 
+def deal_folds(films, seed):
+    """The fold of each film, "0" to "4", as a Series: whole groups, stratified by class. seed: SPLIT_SEED."""
+    folds = pd.Series("", films.index)
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for number, (_, rows) in enumerate(splitter.split(films, films["label"], films["group"])):
+        folds.iloc[rows] = str(number)
+    return folds
+
+
 def split_patients(films, fold, seed):
     """The table with split "train", "validation", "test" or "left out", and fold, tested_on, trained_on, left_out.
 
@@ -88,9 +97,7 @@ def split_patients(films, fold, seed):
 
     if not has_validation(films):
         dealt = films[films["split"].eq("train") & tested_on.isna()]
-        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-        for number, (_, rows) in enumerate(splitter.split(dealt, dealt["label"], dealt["group"])):
-            films.loc[dealt.index[rows], "fold"] = str(number)
+        films.loc[dealt.index, "fold"] = deal_folds(dealt, seed)
         films.loc[films["fold"].eq(str(fold)), "split"] = "validation"
 
     films.loc[films["left_out"].ne(""), "split"] = "left out"

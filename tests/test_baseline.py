@@ -229,5 +229,5 @@ def test_too_few_films_for_five_folds_are_no_reason_to_stop(caplog, change):
 def test_folds_are_those_of_the_run_even_where_films_are_excluded():
     films, _ = make_table(30)
     films.loc[::7, "left_out"] = "no lesion_box"
-    dealt = baseline.deal_folds(films, 5)["fold"]
+    dealt = baseline.choose_training_films(films, 5)["fold"]
     assert dealt.equals(split_patients(films, 0, 5)["fold"][films["left_out"] == ""])

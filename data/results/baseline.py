@@ -8,14 +8,13 @@ import pandas as pd
 from scipy import special
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
 from data import log
 from data.reading import SURROUNDINGS
 from data.results import metrics
 from data.results.metrics import with_interval
-from data.splits import FOLDS
+from data.splits import FOLDS, deal_folds
 
 CATEGORIES = ["format", "side", "view"]  # properties that are text; the others are numbers
 FOREST = RandomForestClassifier(100, min_samples_leaf=5, random_state=0)  # of all properties
@@ -151,20 +150,19 @@ def describe_baseline(baseline):
 # ---- before training ---------------------------------------------------------------------------
 
 
-def deal_folds(films, seed):
-    """The films that are trained on, with column fold: that of a run, or with a given split such folds of its own.
+def choose_training_films(films, seed):
+    """The films of the training set with a column fold: as a run deals them, also where the data has a split.
 
-    None where a fold lacks a class: of so few patients no interval is narrow enough to warn.
+    None if a fold lacks a class: with so few patients no interval is narrow enough for a warning.
     """
     films = films[films["split"].isin(["", "train"])]
     if films.groupby("label")["group"].nunique().min() < FOLDS:
         return None
-    folds = pd.Series("", films.index)
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for number, (_, rows) in enumerate(splitter.split(films, films["label"], films["group"])):
-        folds.iloc[rows] = str(number)
-    films = films.assign(fold=folds)[films["left_out"] == ""]
-    return films if films.groupby("fold")["label"].nunique().eq(2).sum() == FOLDS else None
+
+    films = films.assign(fold=deal_folds(films, seed))
+    films = films[films["left_out"] == ""]
+    classes = films.groupby("fold")["label"].nunique()
+    return films if classes.eq(2).sum() == FOLDS else None
 
 
 def count_by_class(values, malignant):
@@ -185,18 +183,20 @@ def warn_of_giveaways(films, images, crop, seed):
 
     films: the table of group_duplicates(); seed: SPLIT_SEED.
     """
-    properties, films = list_properties(films, images, crop), deal_folds(films, seed)
-    if films is None:
+    training = choose_training_films(films, seed)
+    if training is None:
         return
-    properties = properties.loc[films.index]
-    trainings = list_trainings(films[["label", "fold"]].join(properties))
-    malignant, folds = films["label"] == "malignant", films["fold"]
+
+    properties = list_properties(films, images, crop).loc[training.index]
+    trainings = list_trainings(training[["label", "fold"]].join(properties))
+    malignant, folds = training["label"] == "malignant", training["fold"]
     probabilities = score_held_out(FOREST, trainings, properties, folds)
-    results = metrics.measure(malignant.to_numpy(int), probabilities.to_numpy(), films["group"].to_numpy(),
+    results = metrics.measure(malignant.to_numpy(int), probabilities.to_numpy(), training["group"].to_numpy(),
                               folds=folds.to_numpy())
     if results["ci95"]["auc"][0] <= TELLING:
         return
-    ranked = rank_properties(trainings, properties, films["label"], folds)
+
+    ranked = rank_properties(trainings, properties, training["label"], folds)
     names = [name for name, auc in ranked.items() if auc > max(ranked.values()) - 0.1]
     found = f"File properties alone predict the class of a film (AUC {with_interval(results, 'auc')})."
     counts = [count_by_class(properties[name], malignant) for name in names[:NAMED]]

@@ -408,8 +408,7 @@ def test_the_page_has_one_row_for_all_folds_and_a_second_call_trains_nothing(all
     assert "loss" not in capsys.readouterr().out
     page = (folder.parent / "report.html").read_text("utf-8")
     (row,) = re.findall(r"(?s)<tr>(.*?)</tr>", page.partition("<tbody>")[2])
-    cells = re.findall(r"<td>(.*?)</td>", row)
-    assert cells[-3:] == ["0, 1, 2, 3, 4", "24", "12"], "folds, films, patients"
+    assert "<td>all folds<br>24 films<br>of 12 patients</td>" in row
 
 
 def test_a_script_does_not_start_from_a_model_that_has_seen_its_held_out_patients(tmp_path):

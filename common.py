@@ -61,7 +61,7 @@ if QUIET:  # TensorFlow writes to it during its import, whatever TF_CPP_MIN_LOG_
 try:
     from data import UserError, cut_name, explain_write_errors, log, quote, reading, replace
     from data.duplicates import group_duplicates  # noqa: F401
-    from data.films import CLASSES, absolute, find_films, is_synthetic, list_images, list_some
+    from data.films import CLASSES, absolute, find_films, is_synthetic, list_images, list_some, read_cells
     from data.reading import IMAGE_SIZE, read_films
     from data.results.baseline import add_baseline, list_properties, read_trainings, warn_of_giveaways  # noqa: F401
     from data.results.comparison import compare
@@ -974,6 +974,35 @@ def load_run(run, used=TO_PREDICT):
     return folder, [load_model(folder.parent / name / "model.keras") for name in names], recorded
 
 
+def match_boxes(lesion_boxes, paths):
+    """{path: lesion_box} of the films; lesion_boxes: see predict. Warns of boxes without a film."""
+    folder = Path()
+    if isinstance(lesion_boxes, (str, os.PathLike)):
+        file = absolute(lesion_boxes)
+        if not os.path.isfile(file):
+            raise UserError(f"lesion_boxes is {quote(str(lesion_boxes))}, but there is no such file.")
+        table, folder = read_cells(file), file.parent
+        if not {"path", "lesion_box"} <= {*table.columns}:
+            raise UserError(f"{file} has no boxes: it needs the columns path and lesion_box.")
+        lesion_boxes = {row.path: row.lesion_box for row in table.itertuples() if row.lesion_box}
+
+    named, boxes, unused = {}, {}, []
+    for path in {*paths}:
+        named.setdefault(path.name, []).append(path)
+    for key, box in (lesion_boxes or {}).items():
+        path, same_name = absolute(folder / key), named.get(Path(key).name, [])
+        if path in same_name:
+            boxes[path] = box
+        elif len(same_name) == 1:
+            boxes.setdefault(same_name[0], box)
+        else:
+            unused.append(str(key))
+    if unused:
+        log.warning("%d lesion boxes belong to no film, or to several of that name: %s", len(unused),
+                    list_some(unused))
+    return boxes
+
+
 def predict(run, films, overlays=None, lesion_boxes=None):
     """A table of new films: path, probability (of malignancy), predicted, trained_on, reason.
 
@@ -981,8 +1010,9 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     reason: why a film cannot be read, else "".
 
     run: see load_run; films: a file, a list of files, or a folder with all its images. They are read and cropped
-    as in training. lesion_boxes: a dict by path, needed with CROP = "lesion" only. overlays: a folder for Grad-CAM
-    overlays, <number of the row>_<name>.png. Paths are relative to the working directory.
+    as in training. lesion_boxes: a dict by path or file name, or the path of a labels.csv; CROP = "lesion" needs
+    it. overlays: a folder for Grad-CAM overlays with probability and boxes, <number of the row>_<name>.png. Paths
+    are relative to the working directory.
     """
     open_console()
     folder, models, recorded = load_run(run)
@@ -991,30 +1021,31 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     constants, depths = recorded["constants"], recorded["collection"]["depths"]
     paths, rows, kinds, size = list_images(films), [], set(), constants["BATCH_SIZE"]
     overlays = overlays and absolute(overlays)
-    boxes = {absolute(path): box for path, box in (lesion_boxes or {}).items()}
+    boxes = match_boxes(lesion_boxes, paths)
 
     def read(path):
+        box = boxes.get(path, "")
         try:
-            image, fingerprints, row = reading.read_film(path, constants["CROP"], boxes.get(path, ""), depths)
+            image, fingerprints, row = reading.read_film(path, constants["CROP"], box, depths)
             kinds.add(row["container"])
-            return image, fingerprints, ""
+            return image, fingerprints, "", reading.place_boxes(pd.Series(row | {"lesion_box": box}))
         except UserError as error:
-            return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), None, str(error)
+            return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), None, str(error), None
 
     explain, prints = make_explainer(models, constants["THRESHOLD"]), []
     with ThreadPoolExecutor(reading.THREADS) as pool:
         for start in range(0, len(paths), size):
             batch = paths[start : start + size]
-            images, fingerprints, reasons = zip(*pool.map(read, batch), strict=True)
+            images, fingerprints, reasons, placed = zip(*pool.map(read, batch), strict=True)
             prints += fingerprints
-            results = zip(batch, images, reasons, *explain(np.stack(images)), strict=True)
-            for path, image, reason, logit, cam in results:
+            results = zip(batch, images, reasons, placed, *explain(np.stack(images)), strict=True)
+            for path, image, reason, lesions, logit, cam in results:
                 if not reason and np.isnan(logit):
                     reason = "the model gives no number for this film, and may be damaged"
                 if overlays and not reason:
                     file = overlays / f"{len(rows):05d}_{cut_name(path.stem)}.png"
                     try:
-                        write_overlay(overlay_map(image, cam), file)
+                        write_overlay(overlay_map(image, cam), file, special.expit(logit), lesions)
                     except (OSError, ValueError) as error:  # the table matters more
                         log.warning("overlays are missing from row %d on: %s cannot be written (%s). The table is"
                                     " complete.", len(rows), quote(str(file)),

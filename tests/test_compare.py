@@ -37,7 +37,9 @@ def write_run(tmp_path):
     clock = iter(range(1_700_000_000, 1_800_000_000))
 
     def write(name, backbone="vgg16", skill=1.0, note="", collection="", given=False, weights="aaaa", seed=0,
-              keep=1.0, floats=("float32",), **constants):
+              keep=1.0, floats=("float32",), pretrained=True, device="CPU with 2 cores", keras="3.15.1",
+              **constants):
+        versions = {"tensorflow": "2.21.0", "keras": keras}
         constants, numbers = CONSTANTS | constants, np.arange(200)
         split = pd.DataFrame({"path": [f"{number:04d}" for number in numbers]})
         split["label"] = np.take(CLASSES, numbers // 2 % 2)
@@ -59,8 +61,8 @@ def write_run(tmp_path):
         (folder / "metrics.json").write_text(json.dumps(results | {"note": note, "side": "validation"}))
         (folder / "settings.json").write_text(json.dumps({
             "note": note, "constants": constants, "model": {"backbone": backbone, "floats": floats},
-            "weights": {"origin": "a file", "pretrained": True, "sha256": weights}, "split": {"given": given},
-            "seconds": {"training": 120.0},
+            "weights": {"origin": "a file", "pretrained": pretrained, "sha256": weights},
+            "split": {"given": given}, "seconds": {"training": 120.0}, "versions": versions, "device": device,
         }))
         os.utime(folder / "settings.json", (next(clock),) * 2)
         for picture in PICTURES:
@@ -81,10 +83,13 @@ class Page(HTMLParser):
         super().__init__()
         self.source, self.text, self.tags, self.tables = source, strip_tags(source), [], []
         self.feed(source)
+        self.answers = [strip_tags(text) for text in self.find("strong")[1:]]
         for table in self.find("table"):
             rows = [re.findall("(?s)<t[hd].*?</t[hd]>", row) for row in re.findall("(?s)<tr.*?</tr>", table)]
             header, *rows = [list(map(strip_tags, row)) for row in rows]
             self.tables.append([dict(zip(header, row, strict=True)) for row in rows])
+        self.rows = [row for table in self.tables for row in table]
+        self.names = list(map(strip_tags, self.find("h3")))
 
     def find(self, tag):
         return re.findall(f"<{tag}[ >].*?</{tag}>", self.source, re.DOTALL)
@@ -114,55 +119,112 @@ def read_predictions(*folders):
     return labels, table["probability"].to_numpy(), table["patient_id"].to_numpy(), folds
 
 
-def test_settings_are_named_by_the_constants_that_differ_and_what_all_share_is_said_once(write_run, compare):
-    write_run("a", "resnet50")
-    write_run("b", "resnet50", DROPOUT=0.5)
+def test_what_differs_has_columns_and_names_say_no_more_than_is_needed(write_run, compare):
+    write_run("a", "resnet50", UNFROZEN_FRACTION=0.5)
+    write_run("b", "resnet50", UNFROZEN_FRACTION=0.625)
     write_run("c", "densenet121", CROP=None)
     page, _ = compare()
-    assert {row["setting"] for row in page.tables[0]} == {
-        "resnet50, CROP breast, DROPOUT 0.3", "resnet50, CROP breast, DROPOUT 0.5",
-        "densenet121, CROP None, DROPOUT 0.3"}
+    assert {(row["backbone"], row["CROP"], row["trainable layers"]) for row in page.rows} == {
+        ("ResNet50", "breast", "50 %"), ("ResNet50", "breast", "62.5 %"), ("densenet121", "None", "50 %")}
+    assert {*page.names} == {"ResNet50, 50 %", "ResNet50, 62.5 %", "densenet121, 50 %"}
     (shared,) = (strip_tags(text) for text in page.find("p") if "All settings" in text)
-    for text in ("EPOCHS 7", "LEARNING_RATE 0.0001", "HEAD_UNITS 256",
-                 "WEIGHTS imagenet", ", SEED 0", "SPLIT_SEED 0"):
+    for text in ("EPOCHS 7", "LEARNING_RATE 0.0001", "HEAD_UNITS 256", "WEIGHTS imagenet", "SPLIT_SEED 0",
+                 "Keras 3.15.1", "device CPU", "floats float32"):
         assert text in shared
-    assert not re.search("DROPOUT|CROP|FOLD|DATA_DIR|OUTPUT_DIR|aaaa", shared)
+    assert not re.search("trainable|UNFROZEN|CROP|FOLD| SEED|DATA_DIR|OUTPUT_DIR|aaaa|code", shared)
 
 
 def test_every_constant_tells_settings_apart_but_where_the_films_lie(write_run, compare):
     write_run("a", FOLD=0)
     write_run("b", FOLD=1, DATA_DIR="elsewhere", OUTPUT_DIR="elsewhere", BATCH_SIZE=13.0)
-    assert len(compare()[0].tables[0]) == 1
-    changed = CONSTANTS.keys() - {"DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "WEIGHTS", "MIXED_PRECISION"}
-    changed -= {"SATURATION"}  # without effect on grey films
+    assert len(compare()[0].rows) == 1
+    apart = {"DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "SEED", "WEIGHTS", "MIXED_PRECISION", "SATURATION"}
+    changed = CONSTANTS.keys() - apart
     for number, name in enumerate(changed):
-        write_run(f"changed {name}", **{name: 1 if name == "SEED" else 0.25, "FOLD": number % 5})
-    assert len(compare()[0].tables[0]) == 1 + len(changed)
+        write_run(f"changed {name}", **{name: 0.25, "FOLD": number % 5})
+    assert len(compare()[0].rows) == 1 + len(changed)
 
 
-def test_precision_is_what_the_model_computed_in_not_what_was_asked_for(write_run, compare):
-    """"auto" is another one on another machine."""
-    write_run("a", MIXED_PRECISION="auto")
-    write_run("b", MIXED_PRECISION=False, FOLD=1)
-    (row,) = compare()[0].tables[0]
-    assert row["folds"] == "0, 1"
-    write_run("c", MIXED_PRECISION="auto", floats=("bfloat16", "float32"))
-    assert {row["setting"] for row in compare()[0].tables[0]} == {
-        "MIXED_PRECISION float32", "MIXED_PRECISION bfloat16 and float32"}
+def test_what_else_decides_a_result_is_never_pooled_but_named(write_run, compare):
+    """An AUC of .97 of all folds became .77 where fold 0 of another Keras was added. "auto" is no precision."""
+    folders = [write_run(f"a{fold}", skill=3.0, FOLD=fold) for fold in range(5)]
+    labels, scores, patients, folds = read_predictions(*folders)
+    expected = metrics.with_interval(metrics.measure(labels, scores, patients, folds=folds), "auc")
+    assert expected > "0.9"
+    write_run("other release", keras="3.14.0", skill=-3.0)
+    write_run("other device", device="NVIDIA A100", skill=-3.0)
+    write_run("other floats", floats=("bfloat16", "float32"), skill=-3.0)
+    file = write_run("other code", skill=-3.0) / "settings.json"
+    edit_json(file, versions=json.loads(file.read_text())["versions"] | {"code": "c0de"})
+    write_run("same", MIXED_PRECISION=False, device="CPU with 64 cores", skill=3.0)
+    page, table = compare()
+    (first,), others = page.tables
+    assert (first["AUC"], first["held out"]) == (expected, "all folds 200 films of 100 patients")
+    decisive = ["Keras", "device", "floats", "code"]
+    assert [first[name] for name in decisive] == ["3.15.1", "CPU", "float32", "not recorded"]
+    assert {tuple(row[name] for name in decisive) for row in others} == {
+        ("3.14.0", "CPU", "float32", "not recorded"), ("3.15.1", "GPU", "float32", "not recorded"),
+        ("3.15.1", "CPU", "bfloat16 and float32", "not recorded"), ("3.15.1", "CPU", "float32", "c0de")}
+    assert table.loc["other release", ["TensorFlow", "Keras", "device"]].tolist() == ["2.21.0", "3.14.0", "CPU"]
 
 
 def test_weights_are_what_they_hold_not_where_they_lie(write_run, compare):
+    """Random ones are another draw with another SEED."""
     write_run("a", WEIGHTS="imagenet")
-    write_run("b", WEIGHTS="~/imagenet.h5", FOLD=1)
-    (row,) = compare()[0].tables[0]
-    assert row["folds"] == "0, 1"
-    write_run("c", WEIGHTS="~/imagenet.h5", weights="bbbb")
-    assert len(compare()[0].tables[0]) == 2
+    write_run("b", WEIGHTS="~/x/imagenet.h5", FOLD=1)
+    (row,) = compare()[0].rows
+    assert row["held out"] == "folds 0, 1 only 80 films of 40 patients"
+    write_run("c", WEIGHTS=r"C:\y\imagenet.h5", weights="bbbb")
+    for seed in range(2):
+        write_run(f"random {seed}", weights=f"random {seed}", pretrained=False, seed=seed, SEED=seed)
+    rows = compare()[0].rows
+    assert {row["WEIGHTS"] for row in rows} == {"imagenet.h5 aaaa", "imagenet.h5 bbbb", "random"}
+    assert [row["trainings"][0] for row in rows if row["WEIGHTS"] == "random"] == ["2"]
+
+
+def test_several_trainings_of_a_setting_are_one_row(write_run, compare):
+    """With the same SEED for the split; an interval and a difference cover patients and trainings."""
+    folders, trainings = {}, {}
+    for dropout, seeds in ((0.3, range(3)), (0.5, range(2))):
+        runs = [[write_run(f"{dropout} {seed} {fold}", seed=seed + 3 * fold, SEED=seed, FOLD=fold, DROPOUT=dropout,
+                           skill=3 * dropout) for fold in range(2)] for seed in seeds]
+        folders[dropout] = runs
+        trainings[dropout] = [read_predictions(*run)[1] for run in runs]
+    write_run("one fold only", SEED=7, DROPOUT=0.5, skill=-5.0)
+    page, _ = compare()
+    first, second = page.rows
+    labels, _, patients, folds = read_predictions(*folders[0.3][0])
+    for row, scores in ((first, trainings[0.5]), (second, trainings[0.3])):
+        expected = metrics.measure_trainings(labels, scores, patients, folds=folds)
+        for name in ("AUC", "accuracy", "f1"):
+            assert row[name] == metrics.with_interval(expected, name.lower())
+        assert row["trainings"] == f"{len(scores)} SD of AUC {expected['sd']['auc']:.2f}"
+        assert row["held out"] == "folds 0, 1 only 80 films of 40 patients"
+    difference = metrics.compare_aucs(labels, trainings[0.5], trainings[0.3], patients, folds)
+    assert second["best minus this"] == "{:+.2f} [{:.2f}, {:.2f}]".format(*difference)
+
+
+def test_one_sentence_says_which_setting_is_better(write_run, compare):
+    write_run("a", skill=2.5)
+    assert compare()[0].answers == [f"VGG16 is the only setting: AUC {compare()[0].rows[0]['AUC']}."]
+    write_run("b", skill=2.5, seed=1, DROPOUT=0.5)
+    page, _ = compare()
+    assert page.answers == [f"No setting can be told from the best ({page.names[0]}): all differences include 0."]
+    write_run("c", "resnet50", skill=-1.0, seed=2)
+    page, _ = compare()
+    best, difference = page.names[0], page.rows[-1]["best minus this"]
+    assert page.answers == [f"{best} is better than ResNet50, DROPOUT 0.3: {difference} (one training of each);"
+                            f" 1 other setting cannot be told from the best."]
+    for fold in range(2):
+        write_run(f"d{fold}", "resnet50", FOLD=fold, skill=-2.0, seed=3, DROPOUT=0.1)
+    (answer,) = compare()[0].answers
+    pattern = "{} is better than ResNet50, DROPOUT 0.1 on the films of both: [+]"
+    assert all(re.search(pattern.format(f"VGG16, DROPOUT {dropout}"), answer) for dropout in (0.3, 0.5))
 
 
 def test_folds_are_pooled_at_the_threshold_of_the_setting(write_run, compare):
     folders = [write_run(f"vgg16-{fold}", FOLD=fold, skill=1 - fold / 2, THRESHOLD=0.6) for fold in range(3)]
-    (row,) = compare()[0].tables[0]
+    (row,) = compare()[0].rows
     labels, scores, patients, folds = read_predictions(*folders)
     intervals = metrics.measure(labels, scores, patients, 0, 0.6, folds)["ci95"]
     called = scores >= 0.6
@@ -179,7 +241,7 @@ def test_folds_are_pooled_at_the_threshold_of_the_setting(write_run, compare):
     for name, value in expected.items():
         interval = intervals[name.lower().replace(" ", "_")]
         assert row[name] == "{:.2f} [{:.2f}, {:.2f}]".format(value, *interval), name
-    assert [row[name] for name in ("folds", "films", "patients")] == ["0, 1, 2", "120", "60"]
+    assert row["held out"] == "folds 0, 1, 2 only 120 films of 60 patients"
 
 
 def test_what_the_files_alone_give_away_stands_beside_each_setting(write_run, compare):
@@ -187,7 +249,7 @@ def test_what_the_files_alone_give_away_stands_beside_each_setting(write_run, co
     folders = [write_run(f"a{fold}", FOLD=fold) for fold in range(2)]
     older = write_run("b", DROPOUT=0.5)
     page, table = compare()
-    (cell,) = (row["file properties alone"] for row in page.tables[0] if row["folds"] == "0, 1")
+    cell = page.tables[0][0]["file properties alone"]
     labels, scores, patients, folds = read_predictions(*folders)
     alone = pd.concat([pd.read_csv(folder / "predictions.csv")["baseline"] for folder in folders])
     results = metrics.measure(labels, alone, patients, folds=folds)
@@ -201,8 +263,8 @@ def test_what_the_files_alone_give_away_stands_beside_each_setting(write_run, co
     results = json.loads((older / "metrics.json").read_text())
     results.pop("baseline")
     (older / "metrics.json").write_text(json.dumps(results))
-    cells = {row["setting"]: row["file properties alone"] for row in compare()[0].tables[0]}
-    assert cells == {"DROPOUT 0.3": cell, "DROPOUT 0.5": "not recorded"}
+    cells = {row["DROPOUT"]: row["file properties alone"] for row in compare()[0].rows}
+    assert cells == {"0.3": cell, "0.5": "not recorded"}
 
 
 def test_the_first_picture_of_a_section_is_a_contact_sheet_of_each_crop(write_run, compare):
@@ -220,7 +282,7 @@ def test_films_are_ranked_by_their_logits(write_run, compare):
     file = write_run("a") / "predictions.csv"
     predictions = pd.read_csv(file, dtype={"path": str, "patient_id": str})
     predictions.assign(logit=20 + 10 * predictions["probability"], probability=1).to_csv(file, index=False)
-    (row,) = compare()[0].tables[0]
+    (row,) = compare()[0].rows
     auc = sklearn.metrics.roc_auc_score(predictions["label"] == "malignant", predictions["probability"])
     assert float(row["AUC"].split()[0]) == pytest.approx(auc, abs=0.0051)
 
@@ -229,20 +291,20 @@ def test_of_repeats_of_a_fold_the_newest_counts(write_run, compare):
     write_run("z-older", skill=0.0)
     newer, fold = write_run("a-newer", skill=2.0), write_run("b", FOLD=1, skill=2.0)
     page, table = compare()
-    (row,) = page.tables[0]
+    (row,) = page.rows
     auc = metrics.measure(*read_predictions(newer, fold)[:3], folds=read_predictions(newer, fold)[3])["auc"]
     assert row["AUC"].startswith(f"{auc:.2f} ")
-    assert (row["folds"], row["films"], len(table)) == ("0, 1", "80", 3)
+    assert (row["held out"], len(table)) == ("folds 0, 1 only 80 films of 40 patients", 3)
 
 
 def test_a_given_split_is_never_pooled_and_a_single_setting_compared_with_nothing(write_run, compare):
     write_run("a", "densenet121", given=True, FOLD=0, SEED=3)
     newest = write_run("b", "densenet121", given=True, FOLD=1, SEED=3)
     page, _ = compare()
-    (row,) = page.tables[0]
+    (row,) = page.rows
     results = json.loads((newest / "metrics.json").read_text())
     assert row["AUC"] == comparison.with_interval(results, "auc")
-    assert (row["setting"], row["folds"], row["films"]) == ("densenet121", "given split", "40")
+    assert (row["backbone"], row["held out"]) == ("densenet121", "given split 40 films of 20 patients")
     assert not re.search("best minus|optimistic|Bonferroni", page.text)
 
 
@@ -254,12 +316,12 @@ def test_models_that_were_validated_elsewhere_are_never_pooled(write_run, compar
                   TRAINED_ON="data/phantoms", MODEL=f"trained{fold}")
     page, _ = compare()
     ordinary, elsewhere = sorted(page.tables, key=len)
-    assert [row["setting"] for row in ordinary] == ["vgg16"]
-    assert {(row["setting"], row["folds"], row["films"]) for row in elsewhere} == {
-        (f"MODEL trained{fold}", "other collection", "40") for fold in range(2)}
+    assert [row["backbone"] for row in ordinary] == ["VGG16"]
+    assert {(row["MODEL"], row["held out"]) for row in elsewhere} == {
+        (f"trained{fold}", "other collection 40 films of 20 patients") for fold in range(2)}
     first, second = (text for text in map(strip_tags, page.find("p")) if "All settings" in text)
     assert "TRAINED_ON" not in first
-    assert "TRAINED_ON data/phantoms" in second
+    assert "TRAINED_ON phantoms" in second
 
 
 def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare):
@@ -281,7 +343,7 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
     assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + [
         "phantoms: 192 films of 96 patients"] + 4 * ["phantoms: 200 films of 100 patients"] + [
         "phantoms: 200 films of 97 patients"]
-    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 1, 2, 3], "two given splits; two settings, one twice"
+    assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 1, 2, 2], "two given splits; two settings"
 
 
 def test_runs_of_the_version_in_which_seed_dealt_the_folds_keep_their_section(write_run, compare):
@@ -290,7 +352,7 @@ def test_runs_of_the_version_in_which_seed_dealt_the_folds_keep_their_section(wr
         file = write_run(f"then {seed}", SEED=seed) / "settings.json"
         constants = json.loads(file.read_text())["constants"]
         edit_json(file, constants={name: value for name, value in constants.items() if name != "SPLIT_SEED"})
-    assert sorted(map(len, compare()[0].tables)) == [1, 2]
+    assert [row["trainings"][0] for row in compare()[0].rows] == ["2", "1"]
 
 
 def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_all_pairs(write_run, compare):
@@ -299,17 +361,20 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
     third = write_run("c", skill=0.1, seed=2, CROP="lesion", keep=0.5)
     write_run("d", skill=-2.0, FOLD=4, DROPOUT=0.1)
     page, _ = compare()
-    cells = {row["setting"]: row["best minus this"] for row in page.tables[0]}
-    for name, first, others in (("CROP breast, DROPOUT 0.5", best[1:], second[:2]),
-                                ("CROP lesion, DROPOUT 0.3", best[:1], [third])):
-        labels, scores, patients, folds = read_predictions(*others)
-        _, reference, *_ = read_predictions(*first)
-        expected = metrics.compare_aucs(labels, reference[: len(labels)], scores, patients, folds, 1 - 0.05 / 6)
-        assert cells[name] == "{:+.2f} [{:+.2f}, {:+.2f}] on {} films".format(*expected, len(labels))
-    assert list(cells) == ["CROP breast, DROPOUT 0.3", "CROP breast, DROPOUT 0.5", "CROP lesion, DROPOUT 0.3",
-                           "CROP breast, DROPOUT 0.1"]
-    assert list(cells.values())[::3] == ["", "no fold in common"]
-    for text in ("Bonferroni", "models on the same patients, not of two settings", "its figures are optimistic"):
+    (first,), others = page.tables
+    cells = {(row["CROP"], row["DROPOUT"]): row["best minus this"] for row in others}
+    for name, first_folds, other_folds in ((("breast", "0.5"), best[1:], second[:2]),
+                                           (("lesion", "0.3"), best[:1], [third])):
+        labels, scores, patients, folds = read_predictions(*other_folds)
+        reference = read_predictions(*first_folds)[1][: len(labels)]
+        aucs = [metrics.measure(labels, part, patients, folds=folds)["auc"] for part in (reference, scores)]
+        expected = metrics.compare_aucs(labels, reference, scores, patients, folds, 1 - 0.05 / 6)
+        assert cells[name] == "{:.2f} against {:.2f} on the {} common films: {:+.2f} [{:.2f}, {:.2f}]".format(
+            *aucs, len(labels), *expected)
+    assert (first["CROP"], first["DROPOUT"], first["best minus this"]) == ("breast", "0.3", "")
+    assert cells["breast", "0.1"] == "no common films"
+    assert [row["held out"].split(" only ")[0] for row in others] == ["folds 1, 2, 3", "fold 0", "fold 4"]
+    for text in ("Bonferroni", "With one training of each setting they cover patients only", "optimistic"):
         assert text in page.text
 
 
@@ -325,7 +390,8 @@ SPOILT = [
     *[("settings.json", {name: value}) for name, value in (
         ("model", 3), ("model", {"backbone": "vgg16", "floats": "float32"}), ("model", {"backbone": "vgg16"}),
         ("weights", "imagenet"), ("split", {}), ("split", {"given": "no"}), ("note", 3), ("note", "a\nb"),
-        ("note", "\ud800"), ("seconds", {"training": "many"}), ("seconds", [120]))],
+        ("note", "\ud800"), ("versions", {"keras": 3}), ("device", None),
+        ("seconds", {"training": "many"}), ("seconds", [120]))],
     ("metrics.json", "{}"), ("metrics.json", {"side": "<b>"}), ("metrics.json", {"ci95": []}),
     *[("metrics.json", {"ci95": {"auc": value}}) for value in (1, [0, 1, 1], [0, "1"], None)],
     *[("metrics.json", {"auc": value}) for value in ("0.7", [0.7], True, float("nan"), float("inf"))],
@@ -377,11 +443,11 @@ def test_runs_csv_has_a_row_per_run_with_settings_and_metrics(write_run, compare
 def test_what_was_typed_is_shown_and_every_link_leads_to_something(write_run, compare, tmp_path):
     nasty = "<script>alert('x')</script> & {run.__class__} \"$\\frac$\""
     write_run("a", note=nasty, DATA_DIR=nasty)
-    write_run("b <b>#1 50%?'\"", nasty, WEIGHTS=nasty, weights="bbbb", CROP=nasty)
+    write_run("b <b>#1 50%?'\"", nasty, WEIGHTS=nasty, weights="bbbb", CROP=nasty, **{nasty.upper(): "x"})
     page, _ = compare()
     assert not {"script", "b"} & {tag for tag, _ in page.tags}
-    assert {row["setting"] for row in page.tables[0]} == {
-        "vgg16, CROP breast, WEIGHTS imagenet", f"{nasty}, CROP {nasty}, WEIGHTS {nasty}"}
+    assert {(row["backbone"], row["CROP"], row["WEIGHTS"], row[nasty.upper()]) for row in page.rows} == {
+        ("VGG16", "breast", "imagenet", "not recorded"), (nasty, nasty, "frac$\"", "x")}
     assert nasty in map(strip_tags, page.find("mark"))
     ids = {attributes.get("id") for _, attributes in page.tags}
     targets = [attributes["href" if tag == "a" else "src"] for tag, attributes in page.tags if tag in ("a", "img")]

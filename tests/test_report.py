@@ -18,7 +18,7 @@ from tiny import build_tiny, common, finish_run, import_tiny, make_films, make_n
 
 from data.results import metrics
 from data.results.baseline import describe_baseline
-from data.results.figures import draw_films, select_cases
+from data.results.figures import draw_films, draw_training_curves, select_cases, write_figure
 
 NASTY = "benign/a <b>&\"'$x$ é.png"
 
@@ -102,14 +102,18 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert "0.5" in axes.get_xlabel()
     points = sklearn.calibration.calibration_curve(
         malignant, predictions["probability"], n_bins=2, strategy="quantile")
-    assert np.allclose(figures["calibration.png"].axes[0].get_lines()[-1].get_xydata().T[::-1], points)
+    axes = figures["calibration.png"].axes[0]
+    assert np.allclose(axes.get_lines()[-1].get_xydata().T[::-1], points)
+    assert [text.get_text() for text in axes.texts] == [f"{20 * share:.0f} of 20" for share in points[0]]
     loss, accuracy = figures["training_curves.png"].axes
     assert [line.get_ydata().tolist() for line in loss.get_lines()] == [[0.7, 0.5], [0.71, 0.6]]
     assert [line.get_ydata().tolist() for line in accuracy.get_lines()] == [[0.5, 0.7], [0.5, 0.6]]
     expected = select_cases(predictions, 0.5)
     texts = read_texts(figures["grad_cam_example.png"])
     assert {f"P(malignant) {p:.2f}" for p in expected["probability"]} <= set(texts)
-    assert len(figures) == 7 + len(expected)
+    kinds = pd.Series([name.rpartition(".")[2] for name in figures])
+    assert kinds.value_counts().to_dict() == {"png": 7 + len(expected), "pdf": 7}
+    assert figures["grad_cam_example.png"].axes[-1].get_ylabel().startswith("evidence"), "a colour bar"
 
 
 def test_where_no_film_is_predicted_malignant_the_precision_is_undefined_everywhere(written):
@@ -175,6 +179,21 @@ def test_the_contact_sheet_shows_each_class_of_each_container_from_its_darkest_t
     many = films.assign(container=[f"{number // 20} bit PNG" for number in range(100)])
     texts = " ".join(read_texts(draw_films(many, images, pd.Series(level))))
     assert "19 films are of other containers or sets" in texts, "the container with the fewest films"
+
+
+def test_the_same_figure_gives_the_same_bytes_with_text_that_stays_text(tmp_path):
+    """And its PDF has the size of the PNG in inches."""
+    history = {"epoch": [1, 2], "loss": [0.7, 0.5], "accuracy": [0.5, 0.7], "val_loss": [0.7, 0.6],
+               "val_accuracy": [0.5, 0.6]}
+    written = []
+    for name in ("a", "b"):
+        write_figure(draw_training_curves(pd.DataFrame(history)), tmp_path / f"{name}.png", NASTY, "a note")
+        written.append([(tmp_path / f"{name}{suffix}").read_bytes() for suffix in (".png", ".pdf")])
+    assert written[0] == written[1]
+    png, pdf = written[0]
+    width, height = np.frombuffer(png[16:24], ">u4") / 200
+    assert f"/MediaBox [ 0 0 {72 * width:g} {72 * height:g} ]".encode() in pdf
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf
 
 
 def test_each_case_is_shown_with_its_own_film_and_boxes(written):

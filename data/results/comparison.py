@@ -2,8 +2,9 @@
 import html
 import math
 import os
+import re
+from collections import namedtuple
 from numbers import Integral
-from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 import pandas as pd
@@ -15,6 +16,7 @@ from data.results import metrics
 from data.results.metrics import with_interval
 from data.runs import (REMEDY, check, is_cell, is_dict_of, is_list_of, is_number, is_text, read_json,
                        read_predictions, read_results, read_table)
+from data.splits import FOLDS
 
 SETTINGS = {  # what is used of the settings.json of a run, see data.runs.check
     "note": is_text,
@@ -22,10 +24,19 @@ SETTINGS = {  # what is used of the settings.json of a run, see data.runs.check
     "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text)},
     "split": {"given": lambda v: isinstance(v, bool)},
     "seconds": lambda v: is_dict_of(v, is_number),
-    "weights": {"sha256": is_text},
+    "weights": {"sha256": is_text, "pretrained": lambda v: isinstance(v, bool)},
+    "versions": lambda v: is_dict_of(v, is_text),
+    "device": is_text,
 }
 CONSTANTS = {"DATA_DIR": is_text, "FOLD": is_cell, "WEIGHTS": is_cell, "THRESHOLD": is_number,
              "SEED": lambda v: is_number(v, Integral, 0)}
+APART = ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "SEED",  # constants that are no part of a setting
+         "SATURATION")  # which does nothing to grey films
+RELEASES = {"TensorFlow": "tensorflow", "Keras": "keras", "code": "code"}  # column: name in "versions"
+HEADERS = {"UNFROZEN_FRACTION": "trainable layers", "MIXED_PRECISION": "floats"}
+BACKBONES = {"resnet50": "ResNet50", "vgg16": "VGG16"}
+PICTURES = ("confusion_matrix", "roc_curve", "precision_recall", "training_curves", "grad_cam_example")
+METRICS = ("accuracy", "precision", "recall", "f1", "specificity", "average_precision")
 
 
 def read_run(folder, place):
@@ -43,6 +54,8 @@ def read_run(folder, place):
     row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
     row |= {name: value if isinstance(value, str) else str(value).removesuffix(".0")  # 1 and 1.0 are one setting
             for name, value in constants.items() if name.isupper()}
+    row |= {name: settings["versions"].get(version) for name, version in RELEASES.items()}
+    row["device"] = "CPU" if settings["device"].startswith("CPU") else "GPU"
     row["MIXED_PRECISION"] = " and ".join(settings["model"]["floats"])  # "auto" is another on another machine
     row["SPLIT_SEED"] = row.get("SPLIT_SEED", row["SEED"])  # one constant in older versions
     if given:
@@ -58,6 +71,8 @@ def read_run(folder, place):
         row["baseline_auc_low"], row["baseline_auc_high"] = results["baseline"]["ci95"]["auc"]
     row["minutes"] = sum(settings["seconds"].values()) / 60
     row["weights"] = settings["weights"]["sha256"]
+    if not settings["weights"]["pretrained"]:
+        row["WEIGHTS"], row["weights"] = "random", "random"  # another SEED draws others
     row["link"] = quote(os.fsencode(place.relative_to(folder.parent).as_posix()))
     used = split[split.get("split", split.get("fold", split["label"])).ne("left out")]
     row["films"] = f"{len(used)} films of {used['group'].nunique()} patients"
@@ -65,7 +80,9 @@ def read_run(folder, place):
     digests = pd.util.hash_pandas_object(split[names], index=False)
     dealt = f"{settings['split'].get('dealt')} by {row['SPLIT_SEED']}"  # which films, not those of a test set
     row["section"] = f"{digests.sum()}, {dealt}, {given}, {side == 'test'}"  # runs of one are compared
-    row["sides"] = str(pd.util.hash_pandas_object(split[["path", "split"]], index=False).sum()) if given else ""
+    row["split"] = None
+    if given:
+        row["split"] = f"{pd.util.hash_pandas_object(split[['path', 'split']], index=False).sum():x}"[-6:]
     known = split.set_index("path")
     if not known.index.is_unique or films["path"].map(known["label"]).ne(films["label"]).any():
         raise UserError(f"{place / 'predictions.csv'} and split.csv contradict each other: {REMEDY}.")
@@ -80,32 +97,148 @@ def read_run(folder, place):
     return row, films.assign(run=row["link"])
 
 
-def pool(runs, films):
-    """(films, results) of a setting: what the newest run of each fold held out, measured together."""
-    films = films[films["run"].isin(runs)].drop_duplicates("path", keep="last").sort_values("fold", kind="stable")
-    return films, metrics.measure(films.malignant, films.probability, films.group, films.seed.iloc[0],
-                                  films.threshold.iloc[0], films.fold)
+# ---- settings ----------------------------------------------------------------------------------
+
+# Runs that differ in fold and SEED only. cells: {column: value} of what tells the setting from others; runs: rows
+# of the table of runs; films: what was held out, indexed by path and fold; scores: probabilities with the same
+# index, a column for each training; results: of metrics.measure_trainings.
+Setting = namedtuple("Setting", "name cells runs films scores results")
 
 
-def show_baseline(films):
-    """AUC of the file properties alone, and AUC of the network minus it, on what a setting held out, as HTML."""
-    if films["baseline"].isna().any():
-        return "not recorded"
-    alone = metrics.measure(films.malignant, films.baseline, films.group, films.seed.iloc[0], folds=films.fold)
-    values = metrics.compare_aucs(films.malignant, films.probability, films.baseline, films.group, films.fold)
-    return draw_metric(alone, "auc") + "network minus this<br>{:+.2f} [{:.2f}, {:.2f}]".format(*values)
+def measure(films, scores):
+    """metrics.measure_trainings of the films and scores of a setting, or of a part of them."""
+    return metrics.measure_trainings(films["malignant"], scores.T, films["group"], films["seed"].iloc[0],
+                                     films["threshold"].iloc[0], films.index.get_level_values("fold"))
 
 
-def subtract_aucs(best, films, pairs):
-    """AUC of the best setting minus that of another, on the films that both held out, as HTML."""
-    films = best.merge(films, on=["path", "label", "fold"])
-    if films.empty:
-        return "no fold in common"
-    values = metrics.compare_aucs(films.malignant_x, films.probability_x, films.probability_y, films.group_x,
-                                  films.fold, confidence=1 - 0.05 / pairs)
-    if math.isnan(values[0]):
-        return "undefined: one class only"
-    return "{:+.2f} [{:+.2f}, {:+.2f}]<br>on {} films".format(*values, len(films))
+def choose_names(runs, columns):
+    """Those of the columns that tell settings apart; one that tells no more than those before it is dropped."""
+    chosen = ["backbone"]
+    for column in columns:
+        if runs.groupby([*chosen, column]).ngroups > runs.groupby(chosen).ngroups:
+            chosen.append(column)
+    return chosen
+
+
+def make_setting(runs, films, columns, named_by):
+    """The Setting of some runs. Of the same fold and SEED the newest run counts.
+
+    columns: those that differ between settings; named_by: those of the name, see choose_names.
+    Trainings count together if they held out the same films; those that held out most films count.
+    """
+    films = films[films["run"].isin(runs["link"])].drop_duplicates(["seed", "path"], keep="last")
+    groups = {}  # trainings by what they held out
+    for _, training in films.groupby("seed"):
+        training = training.sort_values("fold", kind="stable").set_index(["path", "fold"])
+        groups.setdefault(frozenset(training.index), []).append(training)
+    trainings = max(groups.values(), key=lambda group: (len(group[0]), len(group)))
+    films = trainings[0]
+    scores = pd.DataFrame({number: part["probability"] for number, part in enumerate(trainings)}, films.index)
+
+    last = runs.iloc[-1]
+    plain = ("backbone", "trainable layers")  # values that are clear without a name
+    name = ", ".join(last[column] if column in plain else f"{column} {last[column]}" for column in named_by)
+    cells = {column: last[column] for column in ("backbone", *columns)}
+    return Setting(name, cells, runs, films, scores, measure(films, scores))
+
+
+def rank(settings):
+    """(ranked, others): the settings that held out the same films, most of all, and those that held out others.
+
+    Both lists start with the highest AUC.
+    """
+    settings = sorted(settings, key=lambda setting: -setting.results["auc"])
+    held_out = [frozenset(setting.films.index) for setting in settings]
+    most = max(held_out, key=lambda films: (len(films), held_out.count(films)))
+    lists = [], []
+    for setting, films in zip(settings, held_out, strict=True):
+        lists[films != most].append(setting)
+    return lists
+
+
+def subtract_aucs(best, other, pairs):
+    """(difference, low, high): AUC of the best setting minus that of another, on the films of both, or None.
+
+    pairs: of how many comparisons the intervals hold together.
+    """
+    common = best.films.index.intersection(other.films.index, sort=False)
+    if common.empty:
+        return None
+    films, first, second = best.films.loc[common], best.scores.loc[common], other.scores.loc[common]
+    values = metrics.compare_aucs(films["malignant"], first.T, second.T, films["group"],
+                                  common.get_level_values("fold"), confidence=1 - 0.05 / pairs)
+    return None if math.isnan(values[0]) else values  # of films of one class
+
+
+# ---- words -------------------------------------------------------------------------------------
+
+
+def to_percent(text):
+    return f"{100 * float(text):g}\u00a0%" if re.fullmatch(r"[01](\.\d+)?", text) else text
+
+
+def cut_folders(text):
+    """The last part of a path, of Windows, too."""
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+
+
+def name_values(runs):
+    """The rows of runs.csv with the names and values that the page shows."""
+    shown = runs.replace({"backbone": BACKBONES}).rename(columns=HEADERS)
+    shown["WEIGHTS"] = shown.groupby(["section", "weights"])["WEIGHTS"].transform("last")  # one text a file
+    for name, shorten in (("trainable layers", to_percent), ("WEIGHTS", cut_folders), ("TRAINED_ON", cut_folders)):
+        if name in shown:
+            shown[name] = shown[name].map(shorten)
+    files = shown.groupby(["section", "backbone", "WEIGHTS"])["weights"].transform("nunique")
+    shown.loc[files > 1, "WEIGHTS"] += " " + shown["weights"].str[:6]  # files of the same name
+    return shown
+
+
+def describe_folds(folds):
+    """Which folds were held out, as text: fold 0 only."""
+    if len(folds) == FOLDS or "all" in folds:
+        return "all folds"
+    if not all(fold.isdigit() for fold in folds):
+        return ", ".join(folds)
+    return f"fold{'s' * (len(folds) > 1)} {', '.join(folds)} only"
+
+
+def describe_difference(difference, low, high):
+    return f"{difference:+.2f} [{low:.2f}, {high:.2f}]"
+
+
+def answer(best, others, differences):
+    """One sentence: which setting is better. differences: subtract_aucs of each of the others."""
+    if not others:
+        return f"{best.name} is the only setting: AUC {with_interval(best.results, 'auc')}."
+
+    better, worse, alike = [], [], 0
+    for other, difference in zip(others, differences, strict=True):
+        if difference is None:
+            continue
+        value, low, high = difference
+        once = " (one training of each)" * (best.scores.shape[1] == other.scores.shape[1] == 1)
+        if low > 0:
+            better.append(f"than {other.name}: {describe_difference(value, low, high)}{once}")
+        elif high < 0:
+            worse.append(f"{other.name} is better than {best.name} on the films of both:"
+                         f" {describe_difference(-value, -high, -low)}{once}")
+        else:
+            alike += 1
+
+    if not better and not worse:
+        if not alike:
+            return f"No setting can be compared with the best ({best.name}): none held out the same films."
+        return f"No setting can be told from the best ({best.name}): all differences include 0."
+    clauses = worse
+    if better:
+        clauses = [f"{best.name} is better {', and '.join(better)}", *worse]
+    if alike:
+        clauses.append(f"{alike} other setting{'s' * (alike > 1)} cannot be told from the best")
+    return "; ".join(clauses) + "."
+
+
+# ---- HTML --------------------------------------------------------------------------------------
 
 
 def fill(template, /, **texts):
@@ -114,7 +247,7 @@ def fill(template, /, **texts):
 
 
 def draw_metric(results, name):
-    """A metric with its interval as text, and as a point on a line from 0 to 1, as HTML."""
+    """A metric with its interval as text, and as a point on a line from 0 to 1."""
     if results[name] is None:
         return "undefined"
     value, low, high = (round(100 * number) for number in (results[name], *results["ci95"][name]))
@@ -122,46 +255,94 @@ def draw_metric(results, name):
             f'<path stroke-width="2" d="M{low} 4H{high}"/><circle cx="{value}" cy="4" r="3"/></svg>')
 
 
+def show_baseline(setting):
+    """AUC of the file properties alone, and AUC of the network minus it, on what a setting held out."""
+    films, folds = setting.films, setting.films.index.get_level_values("fold")
+    if films["baseline"].isna().any():
+        return "not recorded"
+    scores = films["malignant"], films["baseline"], films["group"]
+    alone = metrics.measure(*scores, films["seed"].iloc[0], folds=folds)
+    values = metrics.compare_aucs(films["malignant"], setting.scores.T, films["baseline"], films["group"], folds)
+    return f"{draw_metric(alone, 'auc')}network minus this<br>{describe_difference(*values)}"
+
+
+def show_difference(best, other, difference):
+    """What subtract_aucs gives; where a setting held out other films, both AUCs on the common ones, too."""
+    if difference is None:
+        return "no common films"
+    text = describe_difference(*difference)
+    common = best.films.index.intersection(other.films.index)
+    if len(common) == len(best.films) == len(other.films):
+        return text
+    first, second = (measure(setting.films.loc[common], setting.scores.loc[common])["auc"]
+                     for setting in (best, other))
+    return f"{first:.2f} against {second:.2f}<br>on the {len(common)} common films:<br>{text}"
+
+
+def show_table(settings, differences):
+    """A row for each setting; differences: show_difference of each, or None where there is one setting only."""
+    rows = []
+    for setting, difference in zip(settings, differences, strict=True):
+        row = {html.escape(name): fill("<span>{value}</span>", value=value)
+               for name, value in setting.cells.items()}
+        row["backbone"] = fill("<a href='#{link}'><span>{name}</span></a>", link=setting.runs["link"].iloc[-1],
+                               name=setting.cells["backbone"])
+        row |= {"AUC": draw_metric(setting.results, "auc"), "file properties alone": show_baseline(setting)}
+        if difference is not None:
+            row["best minus this"] = difference
+        count, deviation = setting.results["trainings"], setting.results["sd"]["auc"]
+        row["trainings"] = "1" if count == 1 else f"{count}<br>SD of AUC {deviation:.2f}"
+        row["held out"] = fill("{folds}<br>{films} films<br>of {patients} patients", films=len(setting.films),
+                               folds=describe_folds(setting.films.index.unique("fold")),
+                               patients=setting.films["group"].nunique())
+        row |= {name.replace("_", " "): draw_metric(setting.results, name) for name in METRICS}
+        rows.append(row)
+    return pd.DataFrame(rows).to_html(index=False, escape=False)
+
+
+def show_runs(setting, output_dir):
+    """The runs of a setting with their figures, the newest first."""
+    parts = [fill("<h3 id='{link}'>{name}</h3>", link=setting.runs["link"].iloc[-1], name=setting.name)]
+    for run in setting.runs[::-1].to_dict("records"):
+        place = output_dir / os.fsdecode(unquote_to_bytes(run["link"]))
+        parts.append(fill("<details><summary><a href='{link}/'>{run}</a>, {fold}, SEED {SEED} <mark>{note}</mark>"
+                          "</summary>", fold=describe_folds([run["FOLD"]]), **run))
+        parts += [fill("<img src='{link}/{name}.png' alt='{name} of {run}' loading='lazy'>", name=name, **run)
+                  for name in PICTURES if (place / f"{name}.png").exists()]
+        parts.append("</details>")
+    return parts
+
+
 def show_section(runs, films, names, output_dir):
-    """Runs on the same films and folds as HTML: a row for each setting (columns `names`), the best first."""
-    names = [name for name in names if not runs[name].str.endswith("not recorded").all()]
-    groups = [(group, *pool(group["link"], films)) for _, group in runs.groupby([*names, "weights", "sides"])]
-    groups.sort(key=lambda group: -(group[2]["auc"] or 0))  # an undefined AUC comes last
-    differs = runs[names].nunique() > 1
-    table, details, pairs = [], [], math.comb(len(groups), 2)
-    for group, held_out, results in groups:
-        last = group.iloc[-1]
-        setting = ", ".join(last[names][differs]) or last["backbone"]
-        name_link = fill("<a href='#{link}'>{setting}</a>", link=last["link"], setting=setting)
-        row = {"setting": name_link, "AUC": draw_metric(results, "auc")}
-        row["file properties alone"] = show_baseline(held_out)
-        if pairs:
-            row["best minus this"] = subtract_aucs(groups[0][1], held_out, pairs) if table else ""
-        for name in ("accuracy", "precision", "recall", "f1", "specificity", "average_precision"):
-            row[name.replace("_", " ")] = draw_metric(results, name)
-        folds, patients = fill("{folds}", folds=", ".join(held_out["fold"].unique())), held_out["group"].nunique()
-        table.append(row | {"folds": folds, "films": len(held_out), "patients": patients})
-        details.append(fill("<h3 id='{link}'>{setting}</h3>", link=last["link"], setting=setting))
-        for run in group.to_dict("records"):
-            details.append(fill('<p><a href="{link}/">{run}</a>, fold: {FOLD} <mark>{note}</mark></p>', **run))
-            place = output_dir / os.fsdecode(unquote_to_bytes(run["link"]))
-            image = '<img src="{link}/{name}.png" alt="{name} of {run}" loading="lazy">'
-            details += [fill(image, name=name, **run)
-                        for name in ("confusion_matrix", "roc_curve", "precision_recall", "training_curves",
-                                     "grad_cam_example")
-                        if (place / f"{name}.png").exists()]
+    """Runs on the same films and folds; names: columns of what decides a result, but for fold and SEED."""
+    names = [name for name in names if runs[name].ne("not recorded").any()]
+    differs = [name for name in names if runs[name].nunique() > 1]
+    named_by = choose_names(runs, differs)
+    settings = [make_setting(group, films, differs, named_by) for _, group in runs.groupby([*names, "weights"])]
+    ranked, others = rank(settings)
+    best, *rest = ranked + others
+    differences = [subtract_aucs(best, other, math.comb(len(settings), 2)) for other in rest]
+    cells = ["" if rest else None, *map(show_difference, [best] * len(rest), rest, differences)]
+
+    last = runs.iloc[-1]
+    title = f"{cut_folders(last['DATA_DIR'])}: {last['films']}{', test set' * (last['side'] == 'test')}"
+    same = ", ".join(f"{name} {last[name]}" for name in names if name not in differs)
     sheets = [f"{link}/films.png" for link in runs.drop_duplicates("CROP", keep="last")["link"]]
-    title = f"{Path(last['DATA_DIR']).name}: {last['films']}{', test side' * (last['side'] == 'test')}"
-    shared = f"All settings: {', '.join(last[names][~differs])}, SPLIT_SEED {last['SPLIT_SEED']}."
     return "\n".join([
         fill("<h2>{title}</h2>", title=title),
+        fill("<p><strong>{answer}</strong></p>", answer=answer(best, rest, differences)),
         *(fill("<p><mark>{note}</mark></p>", note=note) for note in runs["note"].unique() if note),
-        fill("<p>{shared}</p>", shared=shared) + BEST * (pairs > 0),
-        *(fill('<a href="{sheet}"><img class="films" src="{sheet}" alt="films as the network sees them"></a>',
+        show_table(ranked, cells[: len(ranked)]),
+        OTHERS + show_table(others, cells[len(ranked) :]) if others else "",
+        BEST * bool(rest),
+        fill("<p>All settings: {same}, SPLIT_SEED {seed}.</p>", same=same, seed=last["SPLIT_SEED"]),
+        *(fill("<a href='{sheet}'><img class='films' src='{sheet}' alt='films as the network sees them'></a>",
                sheet=sheet) for sheet in sheets if (output_dir / os.fsdecode(unquote_to_bytes(sheet))).exists()),
-        pd.DataFrame(table).to_html(index=False, escape=False),
-        *details,
-    ])
+        *(part for setting in (best, *rest) for part in show_runs(setting, output_dir)),
+    ]).replace("<details>", "<details open>", 1)  # of the best
+
+
+# ---- page --------------------------------------------------------------------------------------
 
 
 def compare(output_dir):
@@ -177,14 +358,10 @@ def compare(output_dir):
         return
     rows, films = zip(*found, strict=True)
     runs, films = pd.DataFrame(rows, dtype=object).fillna("not recorded").astype(str), pd.concat(films)
-    apart = ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "SATURATION")  # the last does nothing to grey films
-    names = [name for name in runs if name.isupper() and name not in apart]
-    texts = runs.copy()
-    texts["WEIGHTS"] = texts.groupby(["section", "weights"])["WEIGHTS"].transform("last")  # one text a file
-    texts[names] = texts[names].radd([f"{name} " for name in names])
-    names = ["backbone", *names]
+    constants = [name for name in runs if name.isupper() and name not in APART]
+    names = ["backbone", *(HEADERS.get(name, name) for name in constants), *RELEASES, "device", "split"]
     sections = [show_section(section, films, names, output_dir)
-                for _, section in texts.groupby("section", sort=False)]
+                for _, section in name_values(runs).groupby("section", sort=False)]
     for name, text in (("runs.csv", runs.to_csv(index=False)), ("report.html", PAGE + "\n".join(sections))):
         with explain_write_errors(output_dir), replace(output_dir / name) as temporary:
             temporary.write_text(text, "utf-8", "replace", newline="")  # of names that are no UTF-8
@@ -192,18 +369,20 @@ def compare(output_dir):
         compare(output_dir)
 
 
-BEST = """<p>The best was picked on these patients: its figures are optimistic. A difference is that of two
-trained models on the same patients, not of two settings: another training may differ. The intervals of all pairs
-hold together with 95 % (Bonferroni).</p>"""
+OTHERS = "<p>Settings that held out fewer or other films, compared with the best on the common films:</p>"
+BEST = """<p>The best was picked on these patients: its figures are optimistic. The intervals of all pairs hold
+together with 95 % (Bonferroni). With one training of each setting they cover patients only: train again with other
+values of SEED.</p>"""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Mammograms: benign or malignant</title>
 <style>
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
 body { max-width: 78rem; margin: auto; padding: 1rem; }
-h2, h3, p, td { overflow-wrap: anywhere; }
+h2, h3, p, td, summary { overflow-wrap: anywhere; }
 table { display: block; overflow-x: auto; border: 0; font-size: 0.8rem; }
-th, td { padding: 0.3rem; text-align: left; border: 0; border-bottom: 1px solid #8886; white-space: nowrap; }
-td:first-child { white-space: normal; min-width: 9rem; }
+th, td { padding: 0.3rem; text-align: left; border: 0; border-bottom: 1px solid #8886; }
+td { white-space: nowrap; }
+span { display: inline-block; max-width: 12rem; white-space: normal; overflow-wrap: anywhere; }
 mark { background: #b22222; color: #fff; }
 img { max-width: 100%; max-height: 25rem; }
 img.films { max-height: none; }

@@ -6,10 +6,12 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
+import pandas as pd
 import sklearn.metrics
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from sklearn.calibration import CalibrationDisplay
 
 from data import replace
 from data.films import CLASSES
@@ -21,17 +23,32 @@ OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative"
 CASES = 4  # Grad-CAM overlays of each outcome
 
 
-def draw_training_curves(history):
-    figure = Figure((9, 4), layout="constrained")
+def draw_training_curves(*histories):
+    """Loss and accuracy over the epochs; of several folds the mean, and a thin line for each.
+
+    histories: tables with columns epoch, loss, accuracy, val_loss and val_accuracy, one for each fold.
+    """
+    figure = Figure((9, 4.8), layout="constrained")
+    epochs, folds = histories[0]["epoch"], len(histories)
+    means = "; thick: mean of the folds" * (folds > 1)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(history["epoch"], history[name], "o-", label="training (augmented, with dropout)")
-        axes.plot(history["epoch"], history[f"val_{name}"], "s--", label="validation")
+        for column, style, color, label in ((name, "o-", "C0", f"training (augmented, with dropout){means}"),
+                                            (f"val_{name}", "s--", "C1", f"validation{means}")):
+            values = np.array([history[column] for history in histories])
+            axes.plot(epochs, values.mean(axis=0), style, color=color, label=label)
+            if folds > 1:
+                axes.plot(epochs, values.T, style[1:], color=color, lw=0.7, alpha=0.6)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend()
         axes.set(xlabel="epoch", ylabel={"loss": "binary cross-entropy"}.get(name, name), ylim=(0, None))
+        add_legend(axes)
     axes.set_ylim(0, 1.02)
     return figure
+
+
+def add_legend(axes):
+    """A legend below the axes, where it covers nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8)
 
 
 def draw_confusion_matrix(predictions, results):
@@ -61,7 +78,7 @@ def draw_roc_curve(scores, baseline, results, band):
     band: that of data.results.metrics.measure_with_curves.
     """
     low, high, mean = band
-    figure = Figure((5, 5.4), layout="constrained")
+    figure = Figure((5, 6.2), layout="constrained")
     axes = figure.subplots()
     axes.fill_between(GRID, low, high, alpha=0.2, label="95 % of bootstrap curves, over patients")
     folds, label = scores["folds"], f"AUC {with_interval(results, 'auc')}"
@@ -80,7 +97,7 @@ def draw_roc_curve(scores, baseline, results, band):
     axes.plot(1 - results["specificity"], results["recall"], "ko", label=f"threshold {results['threshold']}")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity")
     axes.set_title(describe_held_out(results), fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
+    add_legend(axes)
     return figure
 
 
@@ -110,22 +127,31 @@ def draw_precision_recall(scores, results, band):
         axes.plot(results["recall"], results["precision"], "ko", label=f"threshold {results['threshold']}")
     axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(describe_held_out(results), fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8)  # below the axes: curves are anywhere
+    add_legend(axes)
     return figure
 
 
 def draw_calibration(scores, results):
     """How often films of about the same probability are malignant; a point for every 25 films, 2 to 10 in all."""
-    labels, points = scores["labels"], min(10, max(2, len(scores["labels"]) // 25))
-    figure = Figure((5, 5.4), layout="constrained")
+    films = pd.DataFrame({"probability": scores["probabilities"], "malignant": scores["labels"]})
+    count = min(10, max(2, len(films) // 25))
+    groups = films.groupby(pd.qcut(films["probability"], count, labels=False, duplicates="drop"))
+    points = groups.agg({"probability": "mean", "malignant": ["mean", "sum", "size"]})
+
+    figure = Figure((5, 5.8), layout="constrained")
     axes = figure.subplots()
-    name = f"Brier score {with_interval(results, 'brier')}"
-    CalibrationDisplay.from_predictions(
-        labels, scores["probabilities"], n_bins=points, strategy="quantile", name=name, ax=axes)
+    axes.plot([0, 1], [0, 1], "k:", label="perfectly calibrated")
+    axes.plot(points["probability", "mean"], points["malignant", "mean"], "s-",
+              label=f"malignant of all films at a point; Brier score {with_interval(results, 'brier')}")
+    for x, y, malignant, size in points.itertuples(index=False):
+        above = -8 if y > 0.9 else 8  # points; there may be no room above
+        axes.annotate(f"{malignant:.0f} of {size:.0f}", (x, y), (0, above), textcoords="offset points",
+                      ha="center", va="top" if above < 0 else "bottom", fontsize=8,
+                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
     axes.set(xlabel="predicted probability of malignancy (mean of a point)", ylabel="share that is malignant",
              xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(describe_held_out(results), fontsize=10)
-    axes.legend(loc="upper left", fontsize=8)
+    add_legend(axes)
     return figure
 
 
@@ -136,11 +162,20 @@ def overlay_map(image, cam):
     return np.rint(image[..., None] * (1 - 0.6 * heat) + colour * 0.6 * heat).astype(np.uint8)
 
 
-def write_overlay(overlay, file):
-    """Write an overlay as PNG, uint8 (H, W, 3) RGB, whatever characters its name has."""
+def write_overlay(overlay, file, probability, boxes):
+    """Write an overlay as PNG, whatever characters its name has, with its lesion boxes, and P(malignant) below it.
+
+    overlay: uint8 (H, W, 3) RGB; boxes: float (K, 4), see data.reading.place_boxes.
+    """
+    size = overlay.shape[0]
+    canvas = cv2.copyMakeBorder(overlay[..., ::-1], 0, 24, 0, 0, cv2.BORDER_CONSTANT)
+    for left, top, width, height in np.rint(boxes * size).astype(int):
+        cv2.rectangle(canvas, (left, top, width + 1, height + 1), (255, 255, 255))
+    cv2.putText(canvas, f"P(malignant) {probability:.2f}", (6, size + 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5,
+                (255, 255, 255), lineType=cv2.LINE_AA)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replace(file) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", overlay[..., ::-1])[1].tobytes())
+        temporary.write_bytes(cv2.imencode(".png", canvas)[1].tobytes())
 
 
 def draw_films(films, images, brightness):
@@ -190,9 +225,10 @@ def select_cases(predictions, threshold):
 def draw_cases(cases, films, images, maps, outcomes=OUTCOMES, columns=CASES, panel=1.5):
     """A row of panels for each outcome: every case as the model sees it, and with its map over it.
 
-    Lesion boxes are dashed. cases: see select_cases; images, maps: by the index of the cases; panel: inches.
+    Lesion boxes are dashed; of several outcomes there is a colour bar. cases: see select_cases; images, maps: by
+    the index of the cases; panel: inches.
     """
-    size = (2 * panel * columns + 1, (panel + 0.2) * len(outcomes) + 0.8)
+    size = (2 * panel * columns + 1.6, (panel + 0.2) * len(outcomes) + 0.8)
     figure = Figure(size, layout="constrained")
     grid = figure.subplots(len(outcomes), 2 * columns, squeeze=False)
     for axes in grid.flat:
@@ -211,14 +247,25 @@ def draw_cases(cases, films, images, maps, outcomes=OUTCOMES, columns=CASES, pan
             pair[1].set_title(f"P(malignant) {case.probability:.2f}", fontsize=10)
             if not cam.any():
                 pair[1].set_xlabel("no positive evidence", fontsize=9)
+    if len(outcomes) > 1:
+        ramp = overlay_map(np.full((IMAGE_SIZE, IMAGE_SIZE), 128, np.uint8), np.linspace(0, 1, 256)[None])
+        colours = ScalarMappable(cmap=ListedColormap(ramp[0] / 255))
+        figure.colorbar(colours, ax=grid, aspect=40, label="evidence for the prediction (Grad-CAM, over grey)")
     return figure
 
 
-def write_figure(figure, file, title, note):
-    """Write a PNG under a title, with what the run has to state about itself below it."""
+def write_figure(figure, file, title, note, suffixes=(".png", ".pdf")):
+    """Write a figure as PNG and PDF under a title, with what the run has to state about itself below it.
+
+    The same figure gives the same bytes.
+    """
     figure.suptitle(title, fontsize=11, parse_math=False)
     if note:
         figure.supxlabel(textwrap.fill(note.upper(), int(12 * figure.get_figwidth())), fontsize=8,
-                         color="firebrick", fontweight="bold")
-    with warnings.catch_warnings(action="ignore"):  # of characters in a file name that no font here has
-        figure.savefig(file, dpi=120)
+                         color="firebrick")
+    for suffix in suffixes:
+        metadata = {"CreationDate": None} if suffix == ".pdf" else None
+        with (warnings.catch_warnings(action="ignore"),  # of characters in a file name that no font here has
+              matplotlib.rc_context({"pdf.fonttype": 42})):  # text stays text
+            figure.savefig(file.with_suffix(suffix), dpi=200, metadata=metadata)
+        figure.set_layout_engine("none")  # the PDF looks as the PNG does

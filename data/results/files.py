@@ -4,14 +4,19 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from data import cut_name
 from data.reading import place_boxes
 from data.results import metrics
 from data.results.baseline import add_baseline, list_properties, list_trainings, measure_baseline
 from data.results.figures import (draw_calibration, draw_cases, draw_confusion_matrix, draw_films,
-                                  draw_precision_recall, draw_roc_curve, select_cases, write_figure)
+                                  draw_precision_recall, draw_roc_curve, draw_training_curves, select_cases,
+                                  write_figure)
 from data.results.summary import write_summary
+from data.runs import explain_damage, read_results, read_table
+
+HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]  # columns that are drawn
 
 
 def list_scores(predictions, films):
@@ -88,7 +93,23 @@ def write_side(folder, settings, films, images, predictions, maps, ranked, title
         figure = draw_cases(cases.loc[[case.Index]], films, images, maps, [case.outcome], columns=1, panel=3.3)
         stem = cut_name(re.sub(r"[^\w.-]", "_", Path(case.path).stem))
         name = f"{case.outcome}_{case.number + 1:02d}_{stem}.png"
-        write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note)
+        write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note, suffixes=(".png",))
+
+
+def write_folds(folder, output_dir, names, predictions, title, note):
+    """Write folds.csv and the training curves of all folds, from the folders of the folds in output_dir."""
+    rows, histories = [], []
+    for (fold, films), name in zip(predictions.groupby("fold"), names, strict=True):
+        history = read_table(output_dir / name / "history.csv", HISTORY)[HISTORY]
+        with explain_damage(output_dir / name / "history.csv"):
+            histories.append(history.astype(float))
+        results, row = read_results(output_dir / name / "metrics.json"), {"fold": fold, "films": len(films)}
+        for metric in ("auc", "accuracy"):
+            low, high = results["ci95"][metric]
+            row |= {metric: results[metric], f"{metric}_low": low, f"{metric}_high": high}
+        rows.append(row | {"run": name})
+    write_table(pd.DataFrame(rows), folder / "folds.csv", note)
+    write_figure(draw_training_curves(*histories), folder / "training_curves.png", title, note)
 
 
 def write_results(folder, settings, films, images, results, recorded, held_out="split", trainings=None):
@@ -107,6 +128,8 @@ def write_results(folder, settings, films, images, results, recorded, held_out="
     for predictions, maps in results.values():
         predictions, ranked = add_baseline(predictions, properties, trainings)
         write_side(folder, settings, films, images, predictions, maps, ranked, recorded["title"], note)
+    if held_out == "fold":
+        write_folds(folder, settings.OUTPUT_DIR, recorded["folds"], predictions, recorded["title"], note)
     columns = ["path", "label", "patient_id", held_out, "group", "film_sha256"]
     write_table(films[columns], folder / "split.csv", note)
     write_leaks(films, folder)

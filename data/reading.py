@@ -286,11 +286,11 @@ def read_picture(path):
     content = path.read_bytes()
     image = open_picture(content)
     pixels, blue_first = decode_picture(image, content)
-    grey = to_grey(pixels, blue_first)
-    if image.format != "TIFF":  # which is turned when it is decoded
-        grey = turn_upright(grey, find_orientation(image, content))
-
+    orientation = 1 if image.format == "TIFF" else find_orientation(image, content)  # TIFF is upright already
     kind = {"PPM": "PNM"}.get(image.format, image.format)
+    del content, image  # hundreds of megabytes of a film in colour
+
+    grey = turn_upright(to_grey(pixels, blue_first), orientation)
     container = f"{8 * grey.itemsize} bit {kind}"
     colour = "grey" if pixels.ndim == 2 or pixels.shape[2] == 2 else "colour"
     depth = find_depth(count_values(grey))
@@ -481,10 +481,10 @@ def describe_classes(films):
 
 
 def share_depths(films, known):
-    """The bits by which each film is scaled: int (N,). Tells of them, and warns where films of a container differ.
+    """The bits by which each film is scaled: int (N,). Logs them, and warns where films of a container differ.
 
-    The depth of a container is the largest that a tenth of its films or more need, so that no single film decides
-    how all others look. known: bits by container of an earlier run, which count instead.
+    The depth of a container is the largest that at least a tenth of its films need, so that no single film decides
+    how the others look. known: bits by container of an earlier run, which are used instead.
     """
     common = films.groupby("container")["depth"].quantile(1 - DECIDING, interpolation="higher").to_dict() | known
     depths = np.array([choose_depth(film.depth, common[film.container]) for film in films.itertuples()])
@@ -501,9 +501,9 @@ def share_depths(films, known):
 
 
 def tell_of_films(films, crop):
-    """Log what was found in films that may look wrong to the network."""
+    """Log which films may look wrong to the network, and why."""
     for column, sentence in (
-        ("is_mask", "are excluded, as they are masks in black and white"),
+        ("is_mask", "are excluded, since they are masks in black and white"),
         ("is_uncropped", "have a background that is not black, so that CROP may keep it or lose the breast"),
         ("box_outside", "have a lesion_box that lies outside of the breast"),
     ):
@@ -532,7 +532,7 @@ def read_films(films, folder, crop, output_dir, known=None):
                 with explain_write_errors(output_dir):
                     natives.write(image.astype(np.uint16))
                     prints.write(fingerprints)
-                shape = fingerprints.shape
+                fingerprints_shape = fingerprints.shape
             if len(rows) % 500 == 0:
                 log.info("%d of %d films are read", len(rows), len(films))
 
@@ -546,18 +546,17 @@ def read_films(films, folder, crop, output_dir, known=None):
                         f" in {listing}):{lines}")
 
     depths, hashes = share_depths(films, known or {}), []
+    shape = len(films), IMAGE_SIZE, IMAGE_SIZE
     with explain_write_errors(output_dir):
-        natives.seek(0)
-        for depth in depths:
-            native = np.frombuffer(natives.read(2 * IMAGE_SIZE**2), np.uint16).reshape(IMAGE_SIZE, IMAGE_SIZE)
+        for native, depth in zip(np.memmap(natives, np.uint16, "r", shape=shape), depths, strict=True):
             image = to_bytes(native, depth)
             hashes.append(hashlib.sha256(image).hexdigest())
             pictures.write(image)
-        images = np.memmap(pictures, np.uint8, "r", shape=(len(films), IMAGE_SIZE, IMAGE_SIZE))
-        prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *shape))
+        images = np.memmap(pictures, np.uint8, "r", shape=shape)
+        prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *fingerprints_shape))
 
     tell_of_films(films, crop)
-    reasons = [(films["is_mask"], "a mask"), ((films["lesion_box"] == "") & (crop == "lesion"), "no lesion_box")]
-    left_out = np.select(*zip(*reasons, strict=True), "")
+    lacks_box = films["lesion_box"].eq("") & (crop == "lesion")
+    left_out = np.select([films["is_mask"], lacks_box], ["a mask", "no lesion_box"], "")
     columns = films.drop(columns=["is_mask", "is_uncropped", "box_outside"])
     return columns.assign(depth=depths, image_sha256=hashes, left_out=left_out), images, prints

@@ -263,7 +263,7 @@ def test_tiff_of_every_order_and_kind_is_read_right_or_refused():
             reading.read_image(path)
     path = write_tiff(Path("webp.tif"), np.dstack([deep] * 3).reshape(60, 120), t256=40, t258=(16,) * 3, t277=3,
                       t262=2, t259=50001)
-    with pytest.raises(UserError, match="^its pixels are damaged or compressed in an unusual way"):
+    with pytest.raises(UserError, match=r"^its pixels are damaged or compressed in an unusual way"):
         reading.read_image(path)
     Image.fromarray(deep).save("k.tif", big_tiff=True)
     assert is_read_right(Path("k.tif"))
@@ -372,7 +372,7 @@ def test_masks_grey_backgrounds_and_boxes_in_the_black_are_named(caplog):
     films, _, _ = read("breast", {"film.png": "60:250:80:80|300:500:50:60", "grey.png": "60:250:40:40"})
     assert films["left_out"].to_dict() == {"film.png": "", "grey.png": "", "mask.png": "a mask",
                                            "mask_blurred.jpg": "a mask", "white.png": ""}
-    for words in ("2 of 5 films are excluded, as they are masks in black and white: 'mask.png',"
+    for words in ("2 of 5 films are excluded, since they are masks in black and white: 'mask.png',"
                   " 'mask_blurred.jpg'",
                   "2 of 5 films have a background that is not black, so that CROP may keep it or lose the breast:"
                   " 'grey.png', 'white.png'",

@@ -39,15 +39,14 @@ DECIDING = 0.1  # share of the films of a container that decides its bit depth
 OTHER_SCANNER = 4  # bits by which films of another scanner are shallower
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP")  # of Pillow, by content
-MODES = {  # of Pillow that are read, and the mode to which they are converted first
-    "1": "L", "L": None, "LA": None, "P": "RGBA", "PA": "RGBA", "RGB": None, "RGBA": None, "RGBX": "RGB",
-    "CMYK": "RGB", "YCbCr": "RGB", "I;16": None, "I;16L": None, "I;16B": None, "I": None,
+MODES = {  # of Pillow that are read
+    "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16L", "I;16B",
 }
 EXIF_TEXTS = {"xmp", "Raw profile type exif"}  # in which a PNG may hold its orientation, too
 NO_COMPRESSION, DEFLATE, PACKBITS = 1, (8, 32946), 32773  # values of the tag Compression of TIFF 6.0
 WHITE_IS_ZERO, YCBCR = 0, 6  # of PhotometricInterpretation
 SEPARATE_PLANES = 2  # of PlanarConfiguration
-UNSIGNED, ALPHA = {1, 4}, (2,)  # of SampleFormat, and of ExtraSamples where it is not in the colours yet
+UNSIGNED, MULTIPLIED = {1, 4}, (1,)  # of SampleFormat, and of ExtraSamples where the opacity is in the colours
 ANEW = "export it anew, as PNG for example"
 NO_FILE = "no file, or a link that leads nowhere"
 BEYOND = "its pixels are negative or need more than 16 bits; save it with 8 or 16 bits, unsigned"
@@ -185,7 +184,7 @@ def check_tiff(tags, mode):
 
 
 def decode_pnm(content):
-    """The pixels of a PGM or PPM file: uint8 or uint16 (H, W) or (H, W, 3). Raises an error where it is damaged.
+    """The luminance of a PGM or PPM file: uint8 or uint16 (H, W). Raises an error where it is damaged.
 
     The maxval of the header is scaled to white, as Netpbm defines it.
     """
@@ -207,58 +206,52 @@ def decode_pnm(content):
         raise UserError(f"its header declares {maxval} as white (maxval), but it has pixels of {pixels.max()}")
 
     pixels = pixels.astype(dtype.newbyteorder("="))
-    return pixels if maxval == white else np.rint(pixels * np.float32(white / maxval)).astype(pixels.dtype)
+    if maxval != white:
+        pixels = np.rint(pixels * np.float32(white / maxval)).astype(pixels.dtype)
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 def decode_picture(image, content):
-    """(pixels, blue_first): uint8 or uint16 (H, W) or (H, W, C), and the order of colours. Raises UserError.
+    """The luminance (ITU-R BT.601) of an image of Pillow: uint8 or uint16 (H, W). Raises UserError.
 
-    Of the decoders at hand, Pillow finds all damage, and OpenCV is faster for PNG and keeps colours of 16 bits.
+    content: bytes of its file. Pillow finds all damage. OpenCV is faster for PNG and keeps colours of 16 bits.
     """
-    is_png, is_tiff = image.format == "PNG", image.format == "TIFF"
-    damaged = "damaged or compressed in an unusual way" if is_tiff else "cut off or damaged"
-    with refuse(f"its pixels are {damaged}; {ANEW}"):
-        if content.startswith((b"P2", b"P3", b"P5", b"P6")):
-            return decode_pnm(content), False
+    if content.startswith((b"P2", b"P3", b"P5", b"P6")):
+        return decode_pnm(content)
 
-        has_deep_colours = is_tiff and check_tiff(image.tag_v2, image.mode)
-        if is_tiff:
-            check_parts(image.tag_v2, content)
-        if is_png:
-            check_chunks(content)
-        else:
-            image.load()
-
-        if is_png or has_deep_colours:
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            if has_deep_colours and image.tag_v2.get(Tag.ExtraSamples) != ALPHA:
-                pixels = np.ascontiguousarray(pixels[..., :3])
-            return pixels.reshape(pixels.shape), True
-
-        plain = image.convert(MODES[image.mode]) if MODES[image.mode] else image
-        pixels = np.asarray(plain)
-
-    if pixels.itemsize > 2 and (pixels.min() < 0 or pixels.max() >= 2**16):
-        raise UserError(BEYOND)
-    return (pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16, copy=False)), False
-
-
-def to_grey(pixels, blue_first):
-    """Luminance (ITU-R BT.601) of pixels, (H, W) of their dtype; what is transparent is black."""
-    if pixels.ndim == 2:
-        return pixels
-
-    channels = pixels.shape[2]
-    if channels == 2:
-        grey = np.ascontiguousarray(pixels[..., 0])
+    has_deep_colours = False
+    if image.format == "TIFF":
+        has_deep_colours = check_tiff(image.tag_v2, image.mode)
+        check_parts(image.tag_v2, content)
+    if image.format == "PNG":
+        check_chunks(content)
     else:
-        codes = {(3, True): cv2.COLOR_BGR2GRAY, (4, True): cv2.COLOR_BGRA2GRAY,
-                 (3, False): cv2.COLOR_RGB2GRAY, (4, False): cv2.COLOR_RGBA2GRAY}
-        grey = cv2.cvtColor(pixels, codes[channels, blue_first])
-    if channels in (2, 4):
-        opaque = np.iinfo(pixels.dtype).max
-        cv2.multiply(grey, cv2.extractChannel(pixels, channels - 1), grey, scale=1 / opaque)
-    return grey
+        image.load()
+
+    if image.format == "PNG" or has_deep_colours:
+        flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+
+    grey = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    if grey.itemsize > 2 and (grey.min() < 0 or grey.max() >= 2**16):
+        raise UserError(BEYOND)
+    return grey if grey.dtype == np.uint8 else grey.astype(np.uint16, copy=False)
+
+
+def find_opacity(content):
+    """How opaque each pixel of a picture is: uint8 (H, W), or None where all are. content: bytes of its file.
+
+    Pillow reads it separately, so that its memory is free again: a film in colour has hundreds of megabytes.
+    """
+    image = open_picture(content)
+    tags = getattr(image, "tag_v2", {})
+    is_in_colours = tags.get(Tag.ExtraSamples) == MULTIPLIED and max(tags[Tag.BitsPerSample]) > 8
+    if is_in_colours or not image.has_transparency_data:  # OpenCV leaves it there, Pillow takes it out
+        return None
+    if "A" not in image.getbands():
+        image = image.convert("RGBA")
+    return np.asarray(image.getchannel("A"))
 
 
 def find_orientation(image, content):
@@ -282,17 +275,24 @@ def turn_upright(grey, orientation):
 
 
 def read_picture(path):
-    """(grey, row) of a PNG, JPEG, TIFF, PNM or BMP film: uint8 or uint16 (H, W); see read_dicom. UserError."""
+    """(grey, row) of a PNG, JPEG, TIFF, PNM or BMP film: uint8 or uint16 (H, W); see read_dicom. UserError.
+
+    Transparent pixels are black.
+    """
     content = path.read_bytes()
     image = open_picture(content)
-    pixels, blue_first = decode_picture(image, content)
-    orientation = 1 if image.format == "TIFF" else find_orientation(image, content)  # TIFF is upright already
-    kind = {"PPM": "PNM"}.get(image.format, image.format)
-    del content, image  # hundreds of megabytes of a film in colour
+    damaged = "damaged or compressed in an unusual way" if image.format == "TIFF" else "cut off or damaged"
+    with refuse(f"its pixels are {damaged}; {ANEW}"):
+        opacity = find_opacity(content)
+        grey = decode_picture(image, content)
+    if opacity is not None:
+        grey = cv2.multiply(grey, opacity.astype(grey.dtype), scale=1 / 255)
+    if image.format != "TIFF":  # which the decoders turn
+        grey = turn_upright(grey, find_orientation(image, content))
 
-    grey = turn_upright(to_grey(pixels, blue_first), orientation)
+    kind = {"PPM": "PNM"}.get(image.format, image.format)
     container = f"{8 * grey.itemsize} bit {kind}"
-    colour = "grey" if pixels.ndim == 2 or pixels.shape[2] == 2 else "colour"
+    colour = "grey" if image.mode.startswith(("1", "L", "I")) else "colour"
     depth = find_depth(count_values(grey))
     return grey, {"container": container, "depth": depth, "format": f"{container}, {colour}"}
 

@@ -212,7 +212,7 @@ def decode_pnm(content):
 
 
 def decode_picture(image, content):
-    """The luminance (ITU-R BT.601) of an image of Pillow: uint8 or uint16 (H, W). Raises UserError.
+    """The luminance (ITU-R BT.601) of an image of Pillow: uint8 or uint16 (H, W). Raises an error where it is damaged.
 
     content: bytes of its file. Pillow finds all damage. OpenCV is faster for PNG and keeps colours of 16 bits.
     """
@@ -242,7 +242,7 @@ def decode_picture(image, content):
 def find_opacity(content):
     """How opaque each pixel of a picture is: uint8 (H, W), or None where all are. content: bytes of its file.
 
-    Pillow reads it separately, so that its memory is free again: a film in colour has hundreds of megabytes.
+    Pillow decodes the file separately, since its memory has to be free again before OpenCV needs as much.
     """
     image = open_picture(content)
     tags = getattr(image, "tag_v2", {})

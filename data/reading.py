@@ -212,7 +212,7 @@ def decode_pnm(content):
 
 
 def decode_picture(image, content):
-    """The luminance (ITU-R BT.601) of an image of Pillow: uint8 or uint16 (H, W). Raises an error where it is damaged.
+    """The luminance (ITU-R BT.601) of an image of Pillow: uint8 or uint16 (H, W). Raises an error for damage.
 
     content: bytes of its file. Pillow finds all damage. OpenCV is faster for PNG and keeps colours of 16 bits.
     """

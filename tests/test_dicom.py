@@ -424,7 +424,6 @@ def test_a_file_that_is_cut_off_says_so(syntax):
 
 @pytest.mark.parametrize(("tags", "words"), [
     ({"Rows": 200}, r"declares 224 x 200 pixels of 16 bits, which are 89600 bytes, but the file has 100352"),
-    ({"Columns": 225}, r"declares 225 x 224 pixels of 16 bits, which are 100800 bytes, but the file has 100352"),
     ({"NumberOfFrames": 2}, "of 2 frames, not a single film"), ({"Rows": 0}, "224 x 0 pixels, which is no size"),
     ({"SamplesPerPixel": 3, "PlanarConfiguration": 0}, "that is not grey"),
     ({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, "which are 50176 bytes, but the file has 100352"),
@@ -491,9 +490,7 @@ def test_a_tag_without_default_is_named_in_words(keyword):
 @pytest.mark.parametrize(("keyword", "vr", "value", "words"), [
     ("WindowCenter", b"DS", b"2048,5", "^Window Center in its header is no number$"),
     ("WindowCenter", b"DS", b"Secret^Person", "^Window Center in its header is no number$"),
-    ("WindowCenter", b"DS", b"nan", "^Window Center in its header is no number$"),
     ("RescaleSlope", b"DS", b"0", "^Rescale Slope in its header is 0"),
-    ("RescaleSlope", b"DS", b"one", "^Rescale Slope in its header is no number$"),
     ("RescaleIntercept", b"DS", b"1e999", "^Rescale Intercept in its header is no number$"),
     ("PixelPaddingValue", b"LO", b"H-4711", "^Pixel Padding Value in its header is no number$"),
     ("NumberOfFrames", b"IS", b"19610203x", "^Number of Frames in its header is no number$"),

@@ -1,11 +1,10 @@
-"""One DICOM file to grey values: what its header declares is held against its pixels.
+"""Read one DICOM file as grey values, and check its header against its pixels.
 
-A contradiction is resolved only where the answer is certain, otherwise the file is refused. No sentence repeats
-text of a file, as a damaged byte can put a name or a birth date anywhere. PS3.3 and PS3.5 are parts of the DICOM
-standard (https://www.dicomstandard.org/current).
+A contradiction is resolved only where the answer is certain, otherwise the file is refused. No message repeats
+text of the file, since a damaged byte can put a name or a birth date anywhere. PS3.3 and PS3.5 are parts of the
+DICOM standard (https://www.dicomstandard.org/current).
 """
 import contextlib
-import io
 import logging
 import math
 import re
@@ -13,6 +12,7 @@ import struct
 import warnings
 import zlib
 from collections import namedtuple
+from functools import partial
 
 import cv2
 import numpy as np
@@ -24,18 +24,17 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and scanners use
 OUTLIERS = 0.001  # share of the pixels that may be brighter than their film's depth: hot pixels
 LABEL_EDGES = 0.01  # share of the pixels that may lie between tissue and the white of a label or of padding
 MAX_BYTES = 8 * MAX_PIXELS  # of a file after inflation
-JPEG_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG or JPEG-LS header with the size
-HIERARCHICAL, EXTENSION, SCAN = 0xDE, 0xF8, 0xDA  # other markers: sizes stand elsewhere, too; pixels begin
-LARGE = 4  # kind of EXTENSION that holds the size; others hold parameters
+SIZE_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # of JPEG and JPEG-LS: the size follows
+SKIPPED_MARKERS = {0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, comments and data of applications
 JPEG_START, JPEG2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"  # of a compressed stream
-JP2_START = b"\x00\x00\x00\x0cjP  "  # of a file around a JPEG 2000 stream, which DICOM forbids
+JP2_START = b"\x00\x00\x00\x0cjP  "  # of a file that holds a JPEG 2000 stream, which DICOM forbids
 TILE_START = rb"\xff\x90\x00\x0a(..)"  # in a JPEG 2000 stream, with the number of the tile
-LIMIT = 1e100  # what is larger, or no number, is refused
+STREAM_END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000 streams
+TAIL = 10  # last bytes of a stream, which have to hold its end: a few padding bytes may follow
 UNDEFINED = 0xFFFFFFFF  # length of compressed pixels
+LIMIT = 1e100  # a larger number is refused
 LARGEST = 2**16  # no whole number in a header is as large
 DAMAGED = "its compressed pixels are damaged or of an unusual kind; export it uncompressed"
-STREAM_END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000 streams; a few padding bytes may follow
-TAIL = 10  # last bytes of a stream, among which its end has to be
 
 Pixels = namedtuple("Pixels", "rows columns allocated stored high signed inverted")  # see read_pixel_tags
 Stream = namedtuple("Stream", "rows columns samples precision signed tiles")  # see read_stream_header
@@ -51,10 +50,10 @@ def count_values(grey):
 
 
 def find_depth(counts):
-    """The fewest bits that hold all pixels but OUTLIERS and a white label or padding; counts: of count_values.
+    """The bit depth of a film, without OUTLIERS and a white label or padding; counts: of count_values.
 
-    A 12-bit film read as 16 bits is black. A label or padding is one value, which most of the pixels have that are
-    too bright for these bits.
+    A 12-bit film that is scaled as 16 bits is black. A label or padding has a single value, and most of the pixels
+    that are too bright for the depth have it.
     """
     pixels = counts.sum()
 
@@ -85,19 +84,24 @@ def refuse(sentence):
         raise UserError(sentence) from error
 
 
+def contradict(declared, found):
+    """Raise the UserError of a header that declares something else than there is."""
+    raise UserError(f"its header declares {declared}, but the file has {found}")
+
+
 def import_pydicom():
     """The module pydicom with its decoders; UserError where it is not installed."""
     try:
         import pydicom.pixels
     except ModuleNotFoundError as error:
         raise UserError("DICOM files need one more package: pip install pydicom") from error
-    warnings.filterwarnings("ignore", module="pydicom")  # of tags that no one here reads
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its other messages repeat text of the file
+    warnings.filterwarnings("ignore", module="pydicom")  # about tags that are not used here
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages repeat text of the file
     return pydicom
 
 
-def check_inflated_size(path, pydicom):
-    """Raise UserError where a deflated file would fill the memory."""
+def check_deflated(path, pydicom):
+    """Raise UserError where a deflated file is cut off or would fill the memory."""
     meta = pydicom.filereader.read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
         return
@@ -107,33 +111,34 @@ def check_inflated_size(path, pydicom):
     inflater.decompress(path.read_bytes()[start:], MAX_BYTES)
     if inflater.unconsumed_tail:
         raise UserError("a deflated DICOM file that is larger than any film")
+    if not inflater.eof:
+        raise UserError("the file is cut off")
 
 
 def open_dicom(path):
     """A DICOM file as a pydicom Dataset with a transfer syntax. Raises UserError.
 
-    A file named .dcm may lack the preamble and the file meta information, as old archives write it.
+    A file named .dcm may lack the preamble and the file meta information, as in old archives.
     """
     pydicom = import_pydicom()
     with refuse("a damaged DICOM file: its header cannot be read"):
         with path.open("rb") as file:
             has_preamble = file.read(132)[128:] == b"DICM"
         if has_preamble:
-            check_inflated_size(path, pydicom)
+            check_deflated(path, pydicom)
         data = pydicom.dcmread(path, force=True)
         if not has_preamble and "Rows" not in data and "SOPClassUID" not in data:
             raise UserError("not a DICOM file, in spite of its name")
 
-        if "TransferSyntaxUID" not in data.file_meta:
-            syntaxes = {(True, True): pydicom.uid.ImplicitVRLittleEndian,
-                        (False, True): pydicom.uid.ExplicitVRLittleEndian,
-                        (False, False): pydicom.uid.ExplicitVRBigEndian}
-            data.file_meta.TransferSyntaxUID = syntaxes[data.original_encoding]
+        is_implicit, is_little_endian = data.original_encoding
+        explicit = pydicom.uid.ExplicitVRLittleEndian if is_little_endian else pydicom.uid.ExplicitVRBigEndian
+        syntax = pydicom.uid.ImplicitVRLittleEndian if is_implicit else explicit
+        data.file_meta.setdefault("TransferSyntaxUID", syntax)
     return data
 
 
 def name_class(data):
-    """What kind of DICOM object it is, in the words of the standard; "" where these do not know it."""
+    """The name of the SOP class in the DICOM standard; "" where the standard does not know it."""
     pydicom = import_pydicom()
     with refuse("a damaged DICOM file: its SOP Class cannot be read"):
         known = pydicom.uid.UID_dictionary
@@ -147,7 +152,7 @@ def is_without_image(kind):
 
 
 def describe_tag(keyword):
-    """The name of a tag in words: Window Center."""
+    """The name of a tag in words, such as Window Center."""
     return import_pydicom().datadict.dictionary_description(keyword)
 
 
@@ -155,22 +160,20 @@ def read_number(data, keyword, default=None):
     """The (first) number of a tag: float. `default` where it is missing or empty; UserError without default."""
     name = describe_tag(keyword)
     with refuse(f"{name} in its header is no number"):
-        value = data.get(keyword)
-        if isinstance(value, (list, import_pydicom().multival.MultiValue)):
-            value = value[0] if len(value) else None
-        if value is None or value == "":
+        values = np.ravel(data.get(keyword))
+        if not values.size or values[0] in (None, ""):
             if default is None:
                 raise UserError(f"{name} is missing in its header")
             return default
 
-        number = float(str(value))  # of text and bytes, too
+        number = float(str(values[0]))  # of text and bytes, too
         if not abs(number) < LIMIT:
-            raise UserError(f"{name} in its header is no number")
-        return number
+            raise ValueError("too large, or no number")
+    return number
 
 
 def read_integer(data, keyword, default=None):
-    """read_number for whole numbers from 0 to LARGEST: what is larger may be a date of birth or a PatientID."""
+    """read_number for whole numbers from 0 to LARGEST: a larger one may be a date of birth or a PatientID."""
     number = read_number(data, keyword, default)
     if number != int(number) or not 0 <= number < LARGEST:
         raise UserError(f"{describe_tag(keyword)} in its header is no whole number that can be right")
@@ -184,33 +187,33 @@ def read_word(data, keyword):
 
 
 def check_kind(data):
-    """Raise UserError for what is no single film in grey that people look at."""
+    """Raise UserError for anything but a single grey image for display."""
     kind = name_class(data)
-    named = f" ({kind})" if kind else ""
     if is_without_image(kind):
-        raise UserError(f"a DICOM object without an image{named}")
+        raise UserError(f"a DICOM object without an image ({kind})")
 
     if "For Processing" in kind or read_word(data, "PresentationIntentType") == "FOR PROCESSING":
-        raise UserError("a raw detector image (FOR PROCESSING), which is not made to be looked at: export the film"
+        raise UserError("a raw detector image (FOR PROCESSING), which is not meant for display: export the film"
                         " for presentation")
 
     with refuse("its image is damaged"):
         element = data.get_item("PixelData")
-    if not isinstance(element, import_pydicom().dataelem.RawDataElement):  # as that of a value that is there
+    if not isinstance(element, import_pydicom().dataelem.RawDataElement):  # the type where a value is there
         raise UserError("its image is missing: the DICOM file is cut off, or the pixels were removed")
 
+    named = f"a DICOM object ({kind})" if kind else "a DICOM object"
     frames = read_integer(data, "NumberOfFrames", 1) or 1
     if frames != 1:
-        raise UserError(f"a DICOM object{named} of {frames} frames, not a single film")
+        raise UserError(f"{named} of {frames} frames, not a single film")
 
     samples = read_integer(data, "SamplesPerPixel", 1)
     if samples != 1 or read_word(data, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
-        raise UserError(f"a DICOM object{named} that is not grey: its Photometric Interpretation is neither"
-                        " MONOCHROME1 nor MONOCHROME2")
+        raise UserError(f"{named} that is not grey: its Photometric Interpretation is neither MONOCHROME1 nor"
+                        " MONOCHROME2")
 
 
 def read_pixel_tags(data):
-    """Pixels: what the header declares of them. Raises UserError for contradictions.
+    """Pixels: what the header declares about them. Raises UserError for contradictions.
 
     rows, columns; allocated, stored: bits of a pixel in the file, and in use; high: the highest bit in use,
     counted from 0; signed: bool; inverted: whether the lowest value is white.
@@ -220,11 +223,11 @@ def read_pixel_tags(data):
         raise UserError(f"{columns} x {rows} pixels, which is no size of a film")
 
     allocated = read_integer(data, "BitsAllocated")
-    stored = read_integer(data, "BitsStored", allocated)
+    stored = read_integer(data, "BitsStored", read_integer(data, "HighBit", allocated - 1) + 1)
     high = read_integer(data, "HighBit", stored - 1)
     if allocated not in (8, 16):
         raise UserError(f"its pixels have {allocated} bits each; export them with 8 or 16 bits")
-    if not 1 < stored <= allocated or not stored - 1 <= high < allocated:
+    if not 1 < stored <= high + 1 <= allocated:
         raise UserError(f"Bits Allocated {allocated}, Bits Stored {stored} and High Bit {high} in its header"
                         " contradict each other")
 
@@ -244,42 +247,56 @@ def read_pixel_tags(data):
 
 
 def read_stream_header(frame):
-    """Stream: what a compressed stream says of itself; signed is None and tiles is 0 where it does not say.
+    """Stream: what a compressed stream declares; signed is None and tiles is 0 where it does not say.
 
-    frame: bytes of JPEG (ITU-T T.81), JPEG-LS (T.87) or JPEG 2000 (T.800).
+    frame: bytes of JPEG (ITU-T T.81), JPEG-LS (T.87) or JPEG 2000 (T.800). Raises any error where it is damaged.
     """
     if frame.startswith(JPEG2000_START):
         right, bottom, left, top, *tile = struct.unpack(">8I", frame[8:40])
         samples, precision = struct.unpack(">HB", frame[40:43])
-        tile_width, tile_height, tile_left, tile_top = tile
-        tiles = math.ceil((right - tile_left) / tile_width) * math.ceil((bottom - tile_top) / tile_height)
+        width, height, tile_left, tile_top = tile
+        tiles = math.ceil((right - tile_left) / width) * math.ceil((bottom - tile_top) / height)
         return Stream(bottom - top, right - left, samples, precision % 128 + 1, precision >= 128, tiles)
 
     position = 2
     while True:
         marker, length = struct.unpack(">xBH", frame[position : position + 4])
-        if marker in JPEG_SIZES:
+        if marker in SIZE_MARKERS:
             precision, rows, columns, samples = struct.unpack(">BHHB", frame[position + 4 : position + 10])
             return Stream(rows, columns, samples, precision, None, 0)
-        if marker in (HIERARCHICAL, SCAN) or (marker == EXTENSION and frame[position + 4] == LARGE):
+        if marker not in SKIPPED_MARKERS:
             raise ValueError("the size of the image is not where it has to be")
-        position += 2 + length if marker != 0xFF else 1  # fill bytes may come before a marker
+        position += 2 + length
+
+
+def check_stream(frame, pixels):
+    """Compare what a compressed stream declares with the header, before it is decoded: Stream, or UserError."""
+    with refuse(DAMAGED):
+        stream = read_stream_header(frame)
+
+    if (stream.rows, stream.columns) != (pixels.rows, pixels.columns):
+        contradict(f"{pixels.columns} x {pixels.rows} pixels", f"{stream.columns} x {stream.rows}")
+    if stream.samples != 1:
+        contradict("a grey image", f"{stream.samples} colours")
+    if stream.precision > pixels.allocated:
+        contradict(f"{pixels.stored} bits a pixel", stream.precision)
+    tiles = set(re.findall(TILE_START, frame, re.DOTALL))
+    if STREAM_END not in frame[-TAIL:] or len(tiles) < stream.tiles:
+        raise UserError("its compressed image ends too early: the film was cut off when it was copied")
+    return stream
 
 
 def join_fragments(value):
     """The one compressed frame in the value of Pixel Data: bytes. Raises UserError where there are several."""
-    encaps = import_pydicom().encaps
     starts = JPEG_START, JPEG2000_START, JP2_START
     with refuse(DAMAGED):
-        buffer = io.BytesIO(value)
-        offsets = encaps.parse_basic_offsets(buffer)
-        fragments = list(encaps.generate_fragments(buffer))
-        has_start = fragments[0].startswith(starts)
+        offsets, *fragments = import_pydicom().encaps.generate_fragments(value)
+        frame = b"".join(fragments)
 
-    frames = [part for part in fragments if not has_start or part.startswith(starts)]
-    if len(offsets) > 1 or len(frames) > 1:
+    is_rle = not frame.startswith(starts)
+    frames = [part for part in fragments if is_rle or part.startswith(starts)]
+    if len(offsets) > 4 or len(frames) > 1:  # an offset has 4 bytes
         raise UserError("its image has several frames: not a single film")
-    frame = b"".join(fragments)
     return frame[max(0, frame.find(JPEG2000_START)) :] if frame.startswith(JP2_START) else frame
 
 
@@ -291,8 +308,8 @@ def unpack_bits(packed, count):
 def decode_rle(frame, pixels):
     """The pixels of an RLE frame as stored: uint8 or uint16 (H, W). Raises UserError.
 
-    PS3.5 annex G: a segment holds one byte of each pixel, the first segment the highest. pydicom is slower, and
-    passes over surplus pixels, so that films are sheared. Less than a line of them is padding.
+    PS3.5 annex G: a segment holds one byte of each pixel, the first segment the highest. pydicom is slower and
+    ignores surplus pixels, which shears films. Less than a line of them is padding.
     """
     size, line = pixels.rows * pixels.columns, min(pixels.rows, pixels.columns)
     with refuse(DAMAGED):
@@ -300,15 +317,14 @@ def decode_rle(frame, pixels):
         if 8 * count != pixels.allocated:
             raise ValueError("another number of bits")
         ends = [*starts[1:count], len(frame)]
-        segments = [frame[start:end] for start, end in zip(starts[:count], ends, strict=True)]
-        planes = [unpack_bits(segment, size) for segment in segments]
+        segments = [frame[start:end] for start, end in zip(starts, ends, strict=False)]
+        planes = np.stack([unpack_bits(segment, size) for segment in segments], axis=-1)
 
     for segment in segments:
         with contextlib.suppress(ValueError):
             unpack_bits(segment, size + line)
-            raise UserError(f"its header declares {pixels.columns} x {pixels.rows} pixels, but its compressed"
-                            " image has more")
-    return np.stack(planes, axis=-1).view(f">u{count}").astype(f"u{count}").reshape(pixels.rows, pixels.columns)
+            contradict(f"{pixels.columns} x {pixels.rows} pixels", "more")
+    return planes.view(f">u{count}").astype(f"u{count}").reshape(pixels.rows, pixels.columns)
 
 
 def check_length(element, pixels):
@@ -317,32 +333,8 @@ def check_length(element, pixels):
     if found < element.length:
         raise UserError(f"the file is cut off: it has {found} of {element.length} bytes of pixels")
     if found not in (expected, expected + expected % 2):  # a value of odd length is padded
-        raise UserError(f"its header declares {pixels.columns} x {pixels.rows} pixels of {pixels.allocated} bits,"
-                        f" which are {expected} bytes, but it has {found}")
-
-
-def raise_depth(pixels, stream):
-    """Raise the UserError of a stream with other bits than declared."""
-    raise UserError(f"its header declares {pixels.stored} bits a pixel, but its compressed image has"
-                    f" {stream.precision}")
-
-
-def check_stream(frame, pixels):
-    """Hold what a JPEG stream says of itself against the header, before it is decoded: Stream, or UserError."""
-    with refuse(DAMAGED):
-        stream = read_stream_header(frame)
-
-    if (stream.rows, stream.columns) != (pixels.rows, pixels.columns):
-        raise UserError(f"its header declares {pixels.columns} x {pixels.rows} pixels, but its compressed image"
-                        f" has {stream.columns} x {stream.rows}")
-    if stream.samples != 1:
-        raise UserError(f"its header declares a grey image, but its compressed image has {stream.samples} colours")
-    if stream.precision > pixels.allocated:
-        raise_depth(pixels, stream)
-    tiles = set(re.findall(TILE_START, frame, re.DOTALL))
-    if STREAM_END not in frame[-TAIL:] or len(tiles) < stream.tiles:
-        raise UserError("its compressed image ends too early: the film was cut off when it was copied")
-    return stream
+        size = f"{pixels.columns} x {pixels.rows} pixels of {pixels.allocated} bits"
+        contradict(f"{size}, which are {expected} bytes", found)
 
 
 def decode(data, pixels):
@@ -353,8 +345,8 @@ def decode(data, pixels):
         compressed = syntax.is_encapsulated
     element = data.get_item("PixelData")
     if compressed != (element.length == UNDEFINED):
-        raise UserError(f"its header says that the pixels are {'' if compressed else 'not '}compressed, but"
-                        f" they are {'not' if compressed else 'compressed'}")
+        words = "compressed pixels", "uncompressed pixels"
+        contradict(*(words if compressed else reversed(words)))
 
     source, stream = element.value, None
     if compressed:
@@ -362,7 +354,7 @@ def decode(data, pixels):
         if syntax == pydicom.uid.RLELossless:
             return decode_rle(frame, pixels), None
         stream = check_stream(frame, pixels)
-        source = pydicom.encaps.encapsulate([frame])  # what is decoded is what was checked
+        source = pydicom.encaps.encapsulate([frame])  # exactly what was checked
     else:
         check_length(element, pixels)
 
@@ -426,8 +418,7 @@ def read_values(data, counts, pixels, stream):
 
     unused_below = pixels.high + 1 - pixels.stored
     if unused_below and (numbers[used] % 2**unused_below).any():
-        raise UserError(f"its header declares {pixels.stored} bits a pixel up to bit {pixels.high}, but its pixels"
-                        " use the bits below, too")
+        contradict(f"{pixels.stored} bits a pixel up to bit {pixels.high}", "values in the bits below, too")
 
     values = numbers % 2 ** (pixels.high + 1) >> unused_below
     beyond = (numbers & ~find_overlay_bits(data)) >> (pixels.high + 1)
@@ -436,52 +427,44 @@ def read_values(data, counts, pixels, stream):
     fits = (beyond == 0) | (is_negative & (beyond == all_ones))
     if not fits[used].all():
         needed = int(numbers[used & ~fits].max()).bit_length() - unused_below
-        raise UserError(f"its header declares {pixels.stored} bits a pixel, but its pixels need {needed}")
+        contradict(f"{pixels.stored} bits a pixel", needed)
 
     if stream and stream.signed not in (None, pixels.signed) and (numbers[used] >> (stream.precision - 1)).any():
-        raise UserError(f"its header declares pixels {'with' if pixels.signed else 'without'} sign, its compressed"
-                        " image the opposite")
+        words = "signed pixels", "unsigned pixels"
+        contradict(*(words if pixels.signed else reversed(words)))
     return to_signed(values, pixels.stored) if pixels.signed else values, padding
 
 
-def find_table(data, keyword):
-    """The first lookup table of a sequence; None where it is missing or empty. Raises UserError."""
-    with refuse("a lookup table in its header is damaged"):
-        sequence = data.get(keyword)
-        item = sequence[0] if sequence else None
-        return item if item and (item.get("LUTDescriptor") or item.get("LUTData")) else None
+def apply_table(data, keyword, values):
+    """(entries, brightness): what the lookup table of a sequence has for values (N,), int and 0 to 1.
 
-
-def read_table(item, little_endian):
-    """(table, first, depth) of a lookup table: uint16 (N,), the value that its first entry is for, bits in use.
-
-    PS3.3 C.11.1 and C.11.2. Entries of 8 bits may be packed, two in a word. Raises UserError.
+    PS3.3 C.11.1 and C.11.2. None where the header has no table. Entries of 8 bits may be packed, two in a word.
+    Values beyond the table have its first or last entry. Raises UserError.
     """
     with refuse("a lookup table in its header is damaged"):
+        item = next(iter(data.get(keyword) or []), None)
+        if not item or not (item.get("LUTDescriptor") or item.get("LUTData")):
+            return None
+
         count, first, bits = (int(number) for number in item.LUTDescriptor)
-        data = item.LUTData
-        order = "<u2" if little_endian else ">u2"
-        words = np.frombuffer(data, order) if isinstance(data, bytes) else np.array(data, np.int64).astype(order)
-        words = np.atleast_1d(words)
+        order = "<u2" if data.file_meta.TransferSyntaxUID.is_little_endian else ">u2"
+        words = item.LUTData
+        words = np.frombuffer(words, order) if isinstance(words, bytes) else np.ravel(words).astype(order)
     count = count or 2**16
 
     if len(words) == (count + 1) // 2 and bits == 8:
         words = words.view(np.uint8)[:count]
     if len(words) != count:
-        raise UserError(f"a lookup table in its header declares {count} entries, but has {len(words)}")
-    if not 8 <= bits <= 16 or int(words.max()) >= 2**bits:
-        raise UserError(f"a lookup table in its header declares entries of {bits} bits, but they need"
-                        f" {int(words.max()).bit_length()}")
+        contradict(f"a lookup table of {count} entries", len(words))
+    needed = int(words.max()).bit_length()
+    if not 8 <= bits <= 16 or needed > bits:
+        contradict(f"a lookup table of {bits} bits", f"one of {needed}")
 
-    depth = next(bits for bits in DEPTHS if int(words.max()) < 2**bits)  # 16 is often said of fewer
-    return words.astype(np.uint16), first, depth
-
-
-def look_up(table, first, values):
-    """The entries of a lookup table for values (N,), which are rounded; beyond its ends the last entry counts."""
     if values.min() < 0 and first >= 2**15:  # a negative number, written without sign
         first -= 2**16
-    return table[np.rint(values - first).clip(0, len(table) - 1).astype(int)]
+    entries = words[np.rint(values - first).clip(0, count - 1).astype(int)].astype(int)
+    depth = next(bits for bits in DEPTHS if bits >= needed)  # 16 is often declared for fewer
+    return entries, entries / (2**depth - 1)
 
 
 def apply_window(data, levels):
@@ -504,51 +487,43 @@ def apply_window(data, levels):
     return ((levels - center) / width + 0.5).clip(0, 1)
 
 
-def find_quantile(values, counts, share):
-    """The value below which a share of the pixels lies; counts: how many pixels have each of the values."""
-    order = np.argsort(values, kind="stable")
-    below = np.cumsum(counts[order])
-    return int(values[order][np.searchsorted(below, share * (below[-1] - 1), side="right")])
-
-
 def render(data, values, counts, pixels, stream):
-    """(grey, row): the brightness of each stored number, uint16, and what read_dicom tells of the film.
+    """(grey, row): the brightness of each stored number, uint16, and the row of read_dicom.
 
-    values: of read_values; counts: how many pixels have each, without padding. What a lookup table or a window
-    decides is scaled to 16 bits. Otherwise the values themselves count.
+    values: of read_values; counts: how many pixels have each, without padding. The result of a lookup table or a
+    window is scaled to 16 bits. Otherwise the values are the brightness.
     """
-    little_endian = data.file_meta.TransferSyntaxUID.is_little_endian
-    modality, voi = find_table(data, "ModalityLUTSequence"), find_table(data, "VOILUTSequence")
-    levels, slope, brightness = values, 1, None
+    modality = apply_table(data, "ModalityLUTSequence", values)
+    slope = 1 if modality else read_number(data, "RescaleSlope", 1)
+    if slope == 0:
+        raise UserError("Rescale Slope in its header is 0, so that all pixels would be equal")
     if modality:
-        table, first, depth = read_table(modality, little_endian)
-        levels = look_up(table, first, values).astype(int)
-        brightness = levels / (2**depth - 1)
+        levels, brightness = modality
     else:
-        slope = read_number(data, "RescaleSlope", 1)
-        levels = values * slope + read_number(data, "RescaleIntercept", 0)
-        if slope == 0:
-            raise UserError("Rescale Slope in its header is 0, so that all pixels would be equal")
-    if voi:
-        table, first, depth = read_table(voi, little_endian)
-        brightness = look_up(table, first, levels) / (2**depth - 1)
-    elif (windowed := apply_window(data, levels)) is not None:
-        brightness = windowed
+        levels, brightness = values * slope + read_number(data, "RescaleIntercept", 0), None
 
+    voi = apply_table(data, "VOILUTSequence", levels)
+    window = None if voi else apply_window(data, levels)
+    if voi:
+        _, brightness = voi
+    elif window is not None:
+        brightness = window
+
+    quantile = partial(np.quantile, weights=counts, method="inverted_cdf")
     container, depth = f"{pixels.stored} bit DICOM", pixels.stored
-    unsure = depth == 16  # many films of 12 bits call themselves so
+    unsure = brightness is None and depth == 16  # many films of 12 bits declare 16
     if brightness is not None:
         container += " with LUT" if modality or voi else " with window"
-        grey, depth, unsure = np.rint(brightness * 65535), 16, False
+        grey, depth = np.rint(brightness * 65535), 16
     else:
-        if stream and stream.precision < pixels.stored < 16:  # which of them is white; 16 is often said of fewer
-            raise_depth(pixels, stream)
-        lowest = find_quantile(values, counts, OUTLIERS) if pixels.signed else 0
+        if stream and stream.precision < pixels.stored < 16:  # the white is unknown
+            contradict(f"{pixels.stored} bits a pixel", stream.precision)
+        lowest = quantile(values, OUTLIERS) if pixels.signed else 0
         grey = (values - min(0, lowest)).clip(0, 65535)  # few of the values below 0 are in use
 
-    falling = brightness is None and slope < 0
-    if falling != pixels.inverted:
-        white = find_quantile(grey, counts, 1 - OUTLIERS) if unsure else 2**depth - 1
+    is_falling = brightness is None and slope < 0
+    if is_falling != pixels.inverted:
+        white = quantile(grey, 1 - OUTLIERS) if unsure else 2**depth - 1
         grey = white - grey.clip(max=white)
     grey = grey.astype(np.uint16)
     if unsure:
@@ -574,5 +549,5 @@ def read_dicom(path):
         raise UserError("all its pixels are padding")
 
     grey, row = render(data, values, counts, pixels, stream)
-    grey[padding] = 0  # after all else, so that padding is black in negatives, too
+    grey[padding] = 0  # last, so that padding is black in negatives, too
     return cv2.LUT(raw, grey), row

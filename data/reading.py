@@ -1,4 +1,4 @@
-"""One film from file to 224 x 224: formats, DICOM, bit depth, crop, and the cache of what was read."""
+"""Read one film file as an image of 224 x 224: formats, bit depth, crop, and the cache of films."""
 import ast
 import contextlib
 import hashlib
@@ -19,9 +19,10 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
+from PIL.ExifTags import Base as Tag
 
 from data import MAX_PIXELS, UserError, dicom, duplicates, explain_write_errors, log, replace
-from data.dicom import count_values, find_depth, read_dicom, unpack_bits
+from data.dicom import count_values, find_depth, read_dicom, refuse, unpack_bits
 from data.films import LESION_BOXES, is_dicom, list_some
 
 IMAGE_SIZE = 224  # pixels, both ways
@@ -30,7 +31,7 @@ THUMBNAIL = 256  # longer side, in pixels, of the film in which the breast is fo
 BORDER = 20  # of these pixels at most: a white border is no wider
 SURROUNDINGS = 0.5  # of a lesion, each way, as a share of its longer side
 BLANK = 2  # grey levels of 256 by which the pixels of a blank film may differ
-UNCROPPED = 0.9  # share of a film that CROP keeps, from which on it found no background
+UNCROPPED = 0.9  # share of a film: if CROP keeps more, it found no background
 BRIGHT = 0.2  # brightness of the background, as a share of the white of the film: real films have 0.12 or less
 BOX_INSIDE = 0.1  # share of a lesion box that has to be breast: of mini-MIAS 0 in two films, above 0.5 in others
 UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks, above 0.04 in lesion crops
@@ -38,28 +39,25 @@ DECIDING = 0.1  # share of the films of a container that decides its bit depth
 OTHER_SCANNER = 4  # bits by which films of another scanner are shallower
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP")  # of Pillow, by content
-MODES = {  # of Pillow that are read, and what they are first turned to
-    "1": "L", "L": None, "LA": None, "P": "RGBA", "PA": "RGBA", "RGB": None, "RGBA": None, "RGBX": "RGB",
-    "CMYK": "RGB", "YCbCr": "RGB", "I;16": None, "I;16L": None, "I;16B": None, "I": None,
+MODES = {  # of Pillow that are read
+    "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I", "I;16", "I;16L", "I;16B",
 }
-ORIENTATION, WIDTH, HEIGHT, BITS_PER_SAMPLE = 274, 256, 257, 258  # tags of EXIF 2.3 and TIFF 6.0
-EXIF_TEXTS = {"xmp", "Raw profile type exif"}  # in which PNG may hold ORIENTATION, too
-COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 259, 262, 277, 284, 338, 339
-STRIP_OFFSETS, STRIP_BYTES, STRIP_HEIGHT = 273, 279, 278
-TILE_OFFSETS, TILE_BYTES, TILE_WIDTH, TILE_HEIGHT = 324, 325, 322, 323
-NO_COMPRESSION, DEFLATE, PACKBITS = 1, (8, 32946), 32773  # values of COMPRESSION
-WHITE_IS_ZERO, YCBCR = 0, 6  # values of PHOTOMETRIC
-UNSIGNED, ALPHA = {1, 4}, (2,)  # values of SAMPLE_FORMAT, and of EXTRA_SAMPLES where it is not in the colours yet
+EXIF_TEXTS = {"xmp", "Raw profile type exif"}  # in which a PNG may hold its orientation, too
+NO_COMPRESSION, DEFLATE, PACKBITS = 1, (8, 32946), 32773  # values of the tag Compression of TIFF 6.0
+WHITE_IS_ZERO, YCBCR = 0, 6  # of PhotometricInterpretation
+SEPARATE_PLANES = 2  # of PlanarConfiguration
+UNSIGNED, MULTIPLIED = {1, 4}, (1,)  # of SampleFormat, and of ExtraSamples where the opacity is in the colours
+ANEW = "export it anew, as PNG for example"
 NO_FILE = "no file, or a link that leads nowhere"
 BEYOND = "its pixels are negative or need more than 16 bits; save it with 8 or 16 bits, unsigned"
-READERS = ("numpy", "opencv", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm", "pillow")  # what decodes films
-warnings.filterwarnings("ignore", module="PIL")  # of tags that no one here reads
+READERS = ("numpy", "opencv", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm", "pillow")  # of films
+warnings.filterwarnings("ignore", module="PIL")  # about tags that are not used here
 RELEASES = [f"{found.name} {found.version}" for found in distributions()
             if str(found.name).lower().startswith(READERS)]
 
 
 def parse_code(file):
-    """A module as text by which a change of what it does is known: without comments and docstrings."""
+    """The code of a module as text, without comments and docstrings: it differs where the behaviour may."""
     tree = ast.parse(Path(file).read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node):
@@ -68,7 +66,7 @@ def parse_code(file):
 
 
 CODE = [parse_code(file) for file in (__file__, dicom.__file__, duplicates.__file__)]
-VERSION = hashlib.sha256(str(sorted(RELEASES) + CODE).encode()).hexdigest()  # of what reads films
+VERSION = hashlib.sha256(str(sorted(RELEASES) + CODE).encode()).hexdigest()  # of the code that reads films
 
 
 def to_bytes(grey, depth):
@@ -85,14 +83,12 @@ def open_picture(content):
         raise UserError("an empty file")
     if content[128:132] == b"DICM":
         raise UserError("a DICOM file under another name: give it a name that ends in .dcm")
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    with refuse(f"not a PNG, JPEG, TIFF, PGM or BMP image, or one that is damaged or of an unusual kind; {ANEW}"):
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise UserError("an image that is larger than any film") from error
         pages = getattr(image, "n_frames", 1)
-    except Image.DecompressionBombError as error:
-        raise UserError("an image that is larger than any film") from error
-    except Exception as error:  # Pillow raises whatever the file leads it to
-        raise UserError("not a PNG, JPEG, TIFF, PGM or BMP image, or one that is damaged or of an unusual kind;"
-                        " export it anew, as PNG for example") from error
 
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -107,7 +103,7 @@ def open_picture(content):
 
 
 def check_chunks(content):
-    """Raise an error where a chunk of a PNG reaches beyond its end: OpenCV would reserve gigabytes for it."""
+    """Raise an error where a chunk of a PNG exceeds the file: OpenCV would allocate gigabytes for it."""
     place = 8
     while content[place + 4 : place + 8] != b"IEND":
         place += 12 + int.from_bytes(content[place : place + 4], "big")
@@ -120,19 +116,21 @@ def find_parts(tags):
 
     sizes: (least, most) bytes of each, unpacked: the last strip of a plane may be shorter than the others, or not.
     """
-    width, height = tags[WIDTH], tags[HEIGHT]
-    bits, samples = tags.get(BITS_PER_SAMPLE, (1,))[0], tags.get(SAMPLES, 1)
-    planes = samples if tags.get(PLANAR) == 2 else 1
+    width, height = tags[Tag.ImageWidth], tags[Tag.ImageLength]
+    bits, samples = tags.get(Tag.BitsPerSample, (1,))[0], tags.get(Tag.SamplesPerPixel, 1)
+    planes = samples if tags.get(Tag.PlanarConfiguration) == SEPARATE_PLANES else 1
+    pixel = bits * samples / planes / 8  # bytes
 
-    if TILE_OFFSETS in tags:
-        size = math.ceil(tags[TILE_WIDTH] * bits * samples / planes / 8) * tags[TILE_HEIGHT]
-        count = math.ceil(width / tags[TILE_WIDTH]) * math.ceil(height / tags[TILE_HEIGHT])
-        return tags[TILE_OFFSETS], tags[TILE_BYTES], [(size, size)] * count * planes
+    if Tag.TileOffsets in tags:
+        columns, rows = tags[Tag.TileWidth], tags[Tag.TileLength]
+        size = math.ceil(columns * pixel) * rows
+        count = math.ceil(width / columns) * math.ceil(height / rows)
+        return tags[Tag.TileOffsets], tags[Tag.TileByteCounts], [(size, size)] * count * planes
 
-    row = math.ceil(width * bits * samples / planes / 8)
-    rows = min(tags.get(STRIP_HEIGHT, height), height)
+    row = math.ceil(width * pixel)
+    rows = min(tags.get(Tag.RowsPerStrip, height), height)
     sizes = [(row * min(rows, height - top), row * rows) for top in range(0, height, rows)]
-    return tags[STRIP_OFFSETS], tags[STRIP_BYTES], sizes * planes
+    return tags[Tag.StripOffsets], tags[Tag.StripByteCounts], sizes * planes
 
 
 def check_part(part, compression, least, most):
@@ -155,18 +153,17 @@ def check_part(part, compression, least, most):
 
 
 def check_parts(tags, content):
-    """Raise an error for damage in a TIFF that the decoders pass over; tags: of Pillow.
+    """Raise an error for damage in a TIFF that the decoders ignore; tags: of Pillow.
 
-    They look neither at the checksum of deflate nor at the number of bytes. LZW has no checksum: Pillow finds its
+    They check neither the checksum of deflate nor the number of bytes. LZW has no checksum: Pillow finds its
     damage where a code is impossible.
     """
-    compression = tags.get(COMPRESSION, NO_COMPRESSION)
-    has_small_colours = tags.get(PHOTOMETRIC) == YCBCR  # which may be of lower resolution than the grey
+    compression = tags.get(Tag.Compression, NO_COMPRESSION)
+    has_small_colours = tags.get(Tag.PhotometricInterpretation) == YCBCR  # of a lower resolution than the grey
     if has_small_colours or compression not in (NO_COMPRESSION, *DEFLATE, PACKBITS):
         return
 
-    offsets, lengths, sizes = find_parts(tags)
-    for start, length, (least, most) in zip(offsets, lengths, sizes, strict=True):
+    for start, length, (least, most) in zip(*find_parts(tags), strict=True):
         check_part(content[start : start + length], compression, least, most)
 
 
@@ -175,118 +172,95 @@ def check_tiff(tags, mode):
 
     Raises UserError for what is not read right.
     """
-    is_deep = max(tags.get(BITS_PER_SAMPLE, (1,))) > 8
-    if not is_deep and not UNSIGNED.issuperset(tags.get(SAMPLE_FORMAT, UNSIGNED)):
+    is_deep = max(tags.get(Tag.BitsPerSample, (1,))) > 8
+    if not is_deep and not UNSIGNED.issuperset(tags.get(Tag.SampleFormat, UNSIGNED)):
         raise UserError(BEYOND)
-    if is_deep and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+    if is_deep and tags.get(Tag.PhotometricInterpretation) == WHITE_IS_ZERO:
         raise UserError("a TIFF of 16 bits in which 0 is white; save it with 0 as black")
     has_deep_colours = is_deep and not mode.startswith("I")
-    if has_deep_colours and tags.get(PLANAR) == 2:
+    if has_deep_colours and tags.get(Tag.PlanarConfiguration) == SEPARATE_PLANES:
         raise UserError("a TIFF of 16 bits with one plane for each colour; save it in grey")
     return has_deep_colours
 
 
-def parse_numbers(text):
-    """The numbers in the text of a PNM file, without comments: int32 (N,). UserError for other text."""
-    try:
-        return np.fromstring(re.sub(rb"#[^\r\n]*", b"", text), np.int32, sep=" ")
-    except ValueError as error:
-        raise UserError("its pixels are no numbers") from error
-
-
 def decode_pnm(content):
-    """The pixels of a PGM or PPM file: uint8 or uint16 (H, W) or (H, W, 3). Raises UserError.
+    """The luminance of a PGM or PPM file: uint8 or uint16 (H, W). Raises an error where it is damaged.
 
-    They are scaled so that the maxval of the header is white, as Netpbm defines it.
+    The maxval of the header is scaled to white, as Netpbm defines it.
     """
     header = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+0*(\d{1,5})" + rb"(?:\r\n|\s)", content)
-    if not header:
-        raise UserError("a PNM file with a damaged header")
     width, height, maxval = (int(number) for number in header.groups()[1:])
     shape = (height, width) if header[1] in b"25" else (height, width, 3)
     dtype, white = (np.dtype(np.uint8), 255) if maxval < 256 else (np.dtype(">u2"), 65535)
 
-    count, start = math.prod(shape), header.end()
-    if header[1] in b"23":
-        pixels = parse_numbers(content[start:])
-        surplus = len(pixels) > count
-    else:
-        found = (len(content) - start) // dtype.itemsize
-        pixels = np.frombuffer(content, dtype, min(count, found), start)
-        surplus = content[start + count * dtype.itemsize :].strip()
-
-    if len(pixels) < count:
+    body, size = memoryview(content)[header.end() :], math.prod(shape) * dtype.itemsize
+    if header[1] in b"23":  # text with comments
+        words = re.sub(rb"#[^\r\n]*", b"", body).split()
+        body = np.array([int(word) for word in words], dtype).tobytes()
+    if len(body) < size:
         raise UserError("the file is cut off: it has fewer pixels than its header declares")
-    if surplus:
+    if bytes(body[size:]).strip():
         raise UserError("it has more pixels than its header declares")
-    if pixels.min() < 0 or pixels.max() > maxval:
+    pixels = np.frombuffer(body[:size], dtype).reshape(shape)
+    if pixels.max() > maxval:
         raise UserError(f"its header declares {maxval} as white (maxval), but it has pixels of {pixels.max()}")
 
-    pixels = pixels.reshape(shape).astype(dtype.newbyteorder("="))
-    return pixels if maxval == white else np.rint(pixels * np.float32(white / maxval)).astype(pixels.dtype)
+    pixels = pixels.astype(dtype.newbyteorder("="))
+    if maxval != white:
+        pixels = np.rint(pixels * np.float32(white / maxval)).astype(pixels.dtype)
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 def decode_picture(image, content):
-    """(pixels, blue_first): uint8 or uint16 (H, W) or (H, W, C), and the order of colours. Raises UserError.
+    """The luminance (ITU-R BT.601) of an image of Pillow: uint8 or uint16 (H, W). Raises an error for damage.
 
-    Of the decoders at hand, Pillow finds all damage, and OpenCV is faster for PNG and keeps colours of 16 bits.
+    content: bytes of its file. Pillow finds all damage. OpenCV is faster for PNG and keeps colours of 16 bits.
     """
     if content.startswith((b"P2", b"P3", b"P5", b"P6")):
-        return decode_pnm(content), False
+        return decode_pnm(content)
 
-    is_png, is_tiff = image.format == "PNG", image.format == "TIFF"
-    try:
-        has_deep_colours = is_tiff and check_tiff(image.tag_v2, image.mode)
-        if is_tiff:
-            check_parts(image.tag_v2, content)
-        if is_png:
-            check_chunks(content)
-        else:
-            image.load()
-
-        if is_png or has_deep_colours:
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            if has_deep_colours and image.tag_v2.get(EXTRA_SAMPLES) != ALPHA:
-                pixels = np.ascontiguousarray(pixels[..., :3])
-            return pixels.reshape(pixels.shape), True
-
-        plain = image.convert(MODES[image.mode]) if MODES[image.mode] else image
-        pixels = np.asarray(plain)
-    except UserError:
-        raise
-    except Exception as error:  # OpenCV and Pillow raise whatever the file leads them to
-        raise UserError("its pixels are cut off, damaged or compressed in an unknown way; export it anew, as PNG"
-                        " for example") from error
-
-    if pixels.itemsize > 2 and (pixels.min() < 0 or pixels.max() >= 2**16):
-        raise UserError(BEYOND)
-    return (pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16, copy=False)), False
-
-
-def to_grey(pixels, blue_first):
-    """Luminance (ITU-R BT.601) of pixels, (H, W) of their dtype; what is transparent is black."""
-    if pixels.ndim == 2:
-        return pixels
-
-    channels = pixels.shape[2]
-    if channels == 2:
-        grey = np.ascontiguousarray(pixels[..., 0])
+    has_deep_colours = False
+    if image.format == "TIFF":
+        has_deep_colours = check_tiff(image.tag_v2, image.mode)
+        check_parts(image.tag_v2, content)
+    if image.format == "PNG":
+        check_chunks(content)
     else:
-        codes = {(3, True): cv2.COLOR_BGR2GRAY, (4, True): cv2.COLOR_BGRA2GRAY,
-                 (3, False): cv2.COLOR_RGB2GRAY, (4, False): cv2.COLOR_RGBA2GRAY}
-        grey = cv2.cvtColor(pixels, codes[channels, blue_first])
-    if channels in (2, 4):
-        opaque = np.iinfo(pixels.dtype).max
-        cv2.multiply(grey, cv2.extractChannel(pixels, channels - 1), grey, scale=1 / opaque)
-    return grey
+        image.load()
+
+    if image.format == "PNG" or has_deep_colours:
+        flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+
+    grey = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    if grey.itemsize > 2 and (grey.min() < 0 or grey.max() >= 2**16):
+        raise UserError(BEYOND)
+    return grey if grey.dtype == np.uint8 else grey.astype(np.uint16, copy=False)
+
+
+def find_opacity(content):
+    """How opaque each pixel of a picture is: uint8 (H, W), or None where all are. content: bytes of its file.
+
+    Pillow decodes the file separately, since its memory has to be free again before OpenCV needs as much.
+    """
+    image = open_picture(content)
+    tags = getattr(image, "tag_v2", {})
+    is_in_colours = tags.get(Tag.ExtraSamples) == MULTIPLIED and max(tags[Tag.BitsPerSample]) > 8
+    if is_in_colours or not image.has_transparency_data:  # OpenCV leaves it there, Pillow takes it out
+        return None
+    if "A" not in image.getbands():
+        image = image.convert("RGBA")
+    return np.asarray(image.getchannel("A"))
 
 
 def find_orientation(image, content):
-    """The orientation of EXIF 2.3, 1 to 8, of an image of Pillow; content: bytes of its file."""
+    """The orientation of EXIF 2.3, 1 to 8, of an image of Pillow; content: bytes of its file. Raises UserError."""
     may_be_turned = b"eXIf" in content or not EXIF_TEXTS.isdisjoint(image.info)
     if image.format == "PNG" and not may_be_turned:
         return 1  # Pillow would decode the film to look for the tag at its end
-    return image.getexif().get(ORIENTATION, 1)
+    with refuse(f"its EXIF data are damaged, so that its orientation is unknown; {ANEW}"):
+        return image.getexif().get(Tag.Orientation, 1)
 
 
 def turn_upright(grey, orientation):
@@ -301,17 +275,24 @@ def turn_upright(grey, orientation):
 
 
 def read_picture(path):
-    """(grey, row) of a PNG, JPEG, TIFF, PNM or BMP film: uint8 or uint16 (H, W); see read_dicom. UserError."""
+    """(grey, row) of a PNG, JPEG, TIFF, PNM or BMP film: uint8 or uint16 (H, W); see read_dicom. UserError.
+
+    Transparent pixels are black.
+    """
     content = path.read_bytes()
     image = open_picture(content)
-    pixels, blue_first = decode_picture(image, content)
-    grey = to_grey(pixels, blue_first)
-    if image.format != "TIFF":  # which is turned when it is decoded
+    damaged = "damaged or compressed in an unusual way" if image.format == "TIFF" else "cut off or damaged"
+    with refuse(f"its pixels are {damaged}; {ANEW}"):
+        opacity = find_opacity(content)
+        grey = decode_picture(image, content)
+    if opacity is not None:
+        grey = cv2.multiply(grey, opacity.astype(grey.dtype), scale=1 / 255)
+    if image.format != "TIFF":  # which the decoders turn
         grey = turn_upright(grey, find_orientation(image, content))
 
     kind = {"PPM": "PNM"}.get(image.format, image.format)
     container = f"{8 * grey.itemsize} bit {kind}"
-    colour = "grey" if pixels.ndim == 2 or pixels.shape[2] == 2 else "colour"
+    colour = "grey" if image.mode.startswith(("1", "L", "I")) else "colour"
     depth = find_depth(count_values(grey))
     return grey, {"container": container, "depth": depth, "format": f"{container}, {colour}"}
 
@@ -362,9 +343,9 @@ def crop_film(grey, shape, margin):
 
 
 def is_mask(grey, depth=16):
-    """Whether a picture is black and white, as masks of lesions are, but for what JPEG blurs along the edges.
+    """Whether an image is black and white, as masks of lesions are, apart from edges that JPEG has blurred.
 
-    The distance from black and white is held against the variance: a dark film with a few bright specks lies close
+    The distance from black and white is compared with the variance: a dark film with a few bright specks is close
     to black and white, too, but its variance is small.
     """
     step = 1 + min(grey.shape) // 1000  # enough pixels to tell
@@ -500,10 +481,10 @@ def describe_classes(films):
 
 
 def share_depths(films, known):
-    """The bits by which each film is scaled: int (N,). Tells of them, and warns where films of a container differ.
+    """The bits by which each film is scaled: int (N,). Logs them, and warns where films of a container differ.
 
-    The depth of a container is the largest that a tenth of its films or more need, so that no single film decides
-    how all others look. known: bits by container of an earlier run, which count instead.
+    The depth of a container is the largest that at least a tenth of its films need, so that no single film decides
+    how the others look. known: bits by container of an earlier run, which are used instead.
     """
     common = films.groupby("container")["depth"].quantile(1 - DECIDING, interpolation="higher").to_dict() | known
     depths = np.array([choose_depth(film.depth, common[film.container]) for film in films.itertuples()])
@@ -520,9 +501,9 @@ def share_depths(films, known):
 
 
 def tell_of_films(films, crop):
-    """Log what was found in films that may look wrong to the network."""
+    """Log which films may look wrong to the network, and why."""
     for column, sentence in (
-        ("is_mask", "are excluded, as they are masks in black and white"),
+        ("is_mask", "are excluded, since they are masks in black and white"),
         ("is_uncropped", "have a background that is not black, so that CROP may keep it or lose the breast"),
         ("box_outside", "have a lesion_box that lies outside of the breast"),
     ):
@@ -551,7 +532,7 @@ def read_films(films, folder, crop, output_dir, known=None):
                 with explain_write_errors(output_dir):
                     natives.write(image.astype(np.uint16))
                     prints.write(fingerprints)
-                shape = fingerprints.shape
+                fingerprints_shape = fingerprints.shape
             if len(rows) % 500 == 0:
                 log.info("%d of %d films are read", len(rows), len(films))
 
@@ -565,18 +546,17 @@ def read_films(films, folder, crop, output_dir, known=None):
                         f" in {listing}):{lines}")
 
     depths, hashes = share_depths(films, known or {}), []
+    shape = len(films), IMAGE_SIZE, IMAGE_SIZE
     with explain_write_errors(output_dir):
-        natives.seek(0)
-        for depth in depths:
-            native = np.frombuffer(natives.read(2 * IMAGE_SIZE**2), np.uint16).reshape(IMAGE_SIZE, IMAGE_SIZE)
+        for native, depth in zip(np.memmap(natives, np.uint16, "r", shape=shape), depths, strict=True):
             image = to_bytes(native, depth)
             hashes.append(hashlib.sha256(image).hexdigest())
             pictures.write(image)
-        images = np.memmap(pictures, np.uint8, "r", shape=(len(films), IMAGE_SIZE, IMAGE_SIZE))
-        prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *shape))
+        images = np.memmap(pictures, np.uint8, "r", shape=shape)
+        prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *fingerprints_shape))
 
     tell_of_films(films, crop)
-    reasons = [(films["is_mask"], "a mask"), ((films["lesion_box"] == "") & (crop == "lesion"), "no lesion_box")]
-    left_out = np.select(*zip(*reasons, strict=True), "")
+    lacks_box = films["lesion_box"].eq("") & (crop == "lesion")
+    left_out = np.select([films["is_mask"], lacks_box], ["a mask", "no lesion_box"], "")
     columns = films.drop(columns=["is_mask", "is_uncropped", "box_outside"])
     return columns.assign(depth=depths, image_sha256=hashes, left_out=left_out), images, prints

@@ -198,9 +198,9 @@ def test_a_lookup_table_is_held_against_its_descriptor(sequence, vr):
     write(packed[:4095], [4095, 0, 8])
     assert is_shown_as(SQUARES[RAMP.clip(max=4094)])
     write(np.rint(SQUARES * 4095).astype("<u2"), [4096, 0, 10])
-    refuse("declares entries of 10 bits, but they need 12")
+    refuse("declares a lookup table of 10 bits, but the file has one of 12")
     write(np.rint(SQUARES[:4000] * 4095).astype("<u2"), [4096, 0, 12])
-    refuse("declares 4096 entries, but has 4000")
+    refuse("declares a lookup table of 4096 entries, but the file has 4000")
 
 
 @pytest.mark.parametrize("first", [-2048, 63488])
@@ -263,22 +263,22 @@ def test_high_bit_is_heeded_where_the_bits_below_are_empty():
     assert is_shown_as(RAMP / 4095)
     write_dicom("film.dcm", RAMP)
     change(HighBit=15)
-    refuse("declares 12 bits a pixel up to bit 15, but its pixels use the bits below, too")
+    refuse("declares 12 bits a pixel up to bit 15, but the file has values in the bits below")
 
 
 def test_pixels_beyond_the_bits_are_refused_unless_they_are_an_overlay():
     write_dicom("film.dcm", RAMP * 16, 16)
     change(BitsStored=12, HighBit=11)
-    refuse("declares 12 bits a pixel, but its pixels need 16")
+    refuse("declares 12 bits a pixel, but the file has 16")
     for syntax in (None, JPEG2000, RLE):
         write_dicom("film.dcm", RAMP | (RAMP > 2000) * 2**13, 16, syntax=syntax)
         change(BitsStored=12, HighBit=11)
-        refuse("declares 12 bits a pixel, but its pixels need 14")
+        refuse("declares 12 bits a pixel, but the file has 14")
         data = pydicom.dcmread("film.dcm")
         data.add_new((0x6000, 0x0100), "US", 16)
         data.add_new((0x6000, 0x0102), "US", 999)
         data.save_as("film.dcm")
-        refuse("declares 12 bits a pixel, but its pixels need 14")
+        refuse("declares 12 bits a pixel, but the file has 14")
         data[0x6000, 0x0102].value = 13
         data.save_as("film.dcm")
         assert is_shown_as(RAMP / 4095)
@@ -296,20 +296,20 @@ def test_depth_and_sign_of_a_jpeg_2000_stream_are_held_against_the_header():
     change(out="16.dcm", BitsStored=16, HighBit=15)  # often said of 12 bits
     assert is_shown_as(RAMP / 4095, "16.dcm")
     change(out="14.dcm", BitsStored=14, HighBit=13)
-    refuse("declares 14 bits a pixel, but its compressed image has 12", "14.dcm")
+    refuse("declares 14 bits a pixel, but the file has 12", "14.dcm")
     change("14.dcm", "14.dcm", WindowCenter=2048, WindowWidth=4096)
     assert is_shown_as(RAMP / 4095, "14.dcm"), "a window says which number is white"
     change(out="10.dcm", BitsStored=10, HighBit=9)
-    refuse("declares 10 bits a pixel, but its pixels need 12", "10.dcm")
+    refuse("declares 10 bits a pixel, but the file has 12", "10.dcm")
     change(out="signed.dcm", PixelRepresentation=1)
-    refuse("declares pixels with sign, its compressed image the opposite", "signed.dcm")
+    refuse("declares signed pixels, but the file has unsigned pixels", "signed.dcm")
     write_dicom("film.dcm", RAMP // 2, syntax=JPEG2000)
     change(PixelRepresentation=1)
     assert is_shown_as(RAMP // 2 / 4095), "without any value that the sign would change"
     write_dicom("film.dcm", RAMP - 2048, syntax=JPEG2000)
     assert is_shown_as(RAMP / 4095)
     change(PixelRepresentation=0)
-    refuse("declares 12 bits a pixel, but its pixels need 16")
+    refuse("declares 12 bits a pixel, but the file has 16")
 
 
 # ---- pixels that are missing, too many or compressed wrongly -----------------------------------
@@ -331,17 +331,14 @@ def test_a_compressed_stream_is_held_against_the_header_before_it_is_decoded(mar
     opened = []
     monkeypatch.setattr(pydicom.pixels.decoders.base.DecodeRunner, "decode", lambda *_: opened.append(1))
     write_jpeg("film.dcm", marker, 60000, 60000)
-    refuse("declares 80 x 100 pixels, but its compressed image has 60000 x 60000")
+    refuse("declares 80 x 100 pixels, but the file has 60000 x 60000")
     write_jpeg("film.dcm", marker, 100, 81)
-    refuse("declares 80 x 100 pixels, but its compressed image has 81 x 100")
+    refuse("declares 80 x 100 pixels, but the file has 81 x 100")
     write_jpeg("film.dcm", marker, 100, 80, tail=b"")
     refuse("its compressed image ends too early")
     write_jpeg("film.dcm", marker, 100, 80, precision=16)
-    refuse("declares 8 bits a pixel, but its compressed image has 16")
+    refuse("declares 8 bits a pixel, but the file has 16")
     hierarchical, extension = b"\xff\xde\x00\x0b\x08\xea\x60\xea\x60\x01\x01\x11\x00", b"\xff\xf8\x00\x04\x04\x00"
-    parameters = b"\xff\xf8\x00\x0d\x01" + bytes(10)
-    write_jpeg("film.dcm", marker, 60000, 60000, before=parameters)
-    refuse("declares 80 x 100 pixels, but its compressed image has 60000 x 60000")
     for before in (hierarchical, extension, b"\xff\xc4\x7f\xff", b"\x00" * 9):
         write_jpeg("film.dcm", marker, 100, 80, before=before)
         refuse("its compressed pixels are damaged")
@@ -379,7 +376,7 @@ def test_an_rle_frame_has_as_many_pixels_as_declared(pixels, tags):
         stored = dicom.decode(data, dicom.read_pixel_tags(data))[0]
         assert np.array_equal(stored, data.pixel_array) and np.array_equal(stored, pixels)
     elif -1 in tags.values():
-        refuse("but its compressed image has more")
+        refuse("but the file has more")
     else:
         refuse("its compressed pixels are damaged")
 
@@ -426,11 +423,10 @@ def test_a_file_that_is_cut_off_says_so(syntax):
 
 
 @pytest.mark.parametrize(("tags", "words"), [
-    ({"Rows": 200}, r"declares 224 x 200 pixels of 16 bits, which are 89600 bytes, but it has 100352"),
-    ({"Columns": 225}, r"declares 225 x 224 pixels of 16 bits, which are 100800 bytes, but it has 100352"),
+    ({"Rows": 200}, r"declares 224 x 200 pixels of 16 bits, which are 89600 bytes, but the file has 100352"),
     ({"NumberOfFrames": 2}, "of 2 frames, not a single film"), ({"Rows": 0}, "224 x 0 pixels, which is no size"),
     ({"SamplesPerPixel": 3, "PlanarConfiguration": 0}, "that is not grey"),
-    ({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, "of 8 bits, which are 50176 bytes, but it has 100352"),
+    ({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, "which are 50176 bytes, but the file has 100352"),
     ({"BitsAllocated": 32, "BitsStored": 32}, "its pixels have 32 bits each"),
     ({"BitsStored": 17}, "Bits Allocated 16, Bits Stored 17 and High Bit 11 in its header contradict each other"),
     ({"Rows": 9000, "Columns": 9000}, "9000 x 9000 pixels, which is no size of a film"),
@@ -446,10 +442,10 @@ def test_compressed_and_declared_uncompressed_contradict_each_other():
     write_dicom("film.dcm", RAMP)
     names = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"  # not compressed, RLE
     Path("film.dcm").write_bytes(Path("film.dcm").read_bytes().replace(*names))
-    refuse("says that the pixels are compressed, but they are not")
+    refuse("declares compressed pixels, but the file has uncompressed pixels")
     write_dicom("film.dcm", RAMP, syntax=RLE)
     Path("film.dcm").write_bytes(Path("film.dcm").read_bytes().replace(*reversed(names)))
-    refuse("says that the pixels are not compressed, but they are compressed")
+    refuse("declares uncompressed pixels, but the file has compressed pixels")
 
 
 def test_a_deflated_file_is_read_up_to_a_limit(monkeypatch):
@@ -458,6 +454,9 @@ def test_a_deflated_file_is_read_up_to_a_limit(monkeypatch):
     data.save_as("film.dcm")
     assert is_shown_as(RAMP / 4095)
     content = Path("film.dcm").read_bytes()
+    for share in (0.6, 0.99):
+        Path("film.dcm").write_bytes(content[: int(len(content) * share)])
+        refuse("^the file is cut off$")
     start = 144 + pydicom.filereader.read_file_meta_info("film.dcm").FileMetaInformationGroupLength
     deflater = zlib.compressobj(9, wbits=-15)
     bomb = deflater.compress(bytes(2**24)) + deflater.flush()
@@ -468,7 +467,7 @@ def test_a_deflated_file_is_read_up_to_a_limit(monkeypatch):
 
 # ---- tags that are missing, empty or text ------------------------------------------------------
 @pytest.mark.parametrize("tags", [
-    {"BitsStored": None, "HighBit": None}, {"HighBit": None}, {"PixelRepresentation": None},
+    {"BitsStored": None}, {"BitsStored": None, "HighBit": None}, {"HighBit": None}, {"PixelRepresentation": None},
     {"SamplesPerPixel": None}, {"NumberOfFrames": ""}, {"WindowCenter": "", "WindowWidth": ""},
     {"WindowCenter": 9}, {"RescaleSlope": 2}, {"RescaleIntercept": -100}, {"VOILUTFunction": ""},
     {"SOPClassUID": None}, {"SOPClassUID": "1.2.3.4"}, {"VOILUTSequence": []}, {"PixelPaddingValue": ""},
@@ -491,9 +490,7 @@ def test_a_tag_without_default_is_named_in_words(keyword):
 @pytest.mark.parametrize(("keyword", "vr", "value", "words"), [
     ("WindowCenter", b"DS", b"2048,5", "^Window Center in its header is no number$"),
     ("WindowCenter", b"DS", b"Secret^Person", "^Window Center in its header is no number$"),
-    ("WindowCenter", b"DS", b"nan", "^Window Center in its header is no number$"),
     ("RescaleSlope", b"DS", b"0", "^Rescale Slope in its header is 0"),
-    ("RescaleSlope", b"DS", b"one", "^Rescale Slope in its header is no number$"),
     ("RescaleIntercept", b"DS", b"1e999", "^Rescale Intercept in its header is no number$"),
     ("PixelPaddingValue", b"LO", b"H-4711", "^Pixel Padding Value in its header is no number$"),
     ("NumberOfFrames", b"IS", b"19610203x", "^Number of Frames in its header is no number$"),

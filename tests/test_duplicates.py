@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from data.duplicates import fingerprint, group_duplicates
+from data.duplicates import fingerprint, group_duplicates, take_fingerprints
 from data.splits import FOLDS, split_patients
 
 CLASSES = ("benign", "malignant")
@@ -58,10 +58,18 @@ COPIES = {
 }
 
 
-def take_fingerprints(film):
-    """The two fingerprints that reading a film leaves."""
-    image = cv2.resize(film, (224, 224), interpolation=cv2.INTER_AREA)
-    return np.stack([fingerprint(image, film.shape), fingerprint(image, (1, 1))])
+def place(film, scale, left=False):
+    """A film on a black canvas of `scale` times its size, in its middle or at its left edge."""
+    height, width = (round(scale * side) for side in film.shape)
+    canvas = np.zeros((height, width), np.uint8)
+    top, start = (height - len(film)) // 2, 0 if left else (width - film.shape[1]) // 2
+    canvas[top : top + len(film), start : start + film.shape[1]] = film
+    return canvas
+
+
+def read(film):
+    """The fingerprints that reading a film leaves."""
+    return take_fingerprints(cv2.resize(film, (224, 224), interpolation=cv2.INTER_AREA), film.shape)
 
 
 def make_table(patients):
@@ -72,7 +80,7 @@ def make_table(patients):
 def group(films, patients=None):
     """group_duplicates of pictures, by default of a patient each."""
     patients = [f"file {n}" for n in range(len(films))] if patients is None else patients
-    return group_duplicates(make_table(patients), np.stack([take_fingerprints(film) for film in films]))
+    return group_duplicates(make_table(patients), np.stack([read(film) for film in films]))
 
 
 def turn_fingerprints(prints, degrees, mirrored=False):
@@ -82,8 +90,8 @@ def turn_fingerprints(prints, degrees, mirrored=False):
 
 
 def make_fingerprints(rng, count):
-    """Random ones, of different pictures: complex64 (count, 2, RINGS, WAVES), of norm 1."""
-    prints = rng.standard_normal((count, 2, 24, 23, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    """Random ones, of different pictures: complex64 (count, 3, RINGS, WAVES), of norm 1."""
+    prints = rng.standard_normal((count, 3, 24, 23, 2)).astype(np.float32).view(np.complex64)[..., 0]
     return prints / np.linalg.norm(prints, axis=(2, 3), keepdims=True)
 
 
@@ -106,6 +114,37 @@ def test_copies_land_with_their_source_and_with_no_other(films, kind, squared):
     assert table["duplicate"].all()
 
 
+@pytest.mark.parametrize("left", [False, True], ids=["centred", "left"])
+@pytest.mark.parametrize("scale", [1, 1.25, 1.5, 2, 3])
+def test_black_canvases_join_copies_and_no_strangers(films, scale, left):
+    """The margin of a canvas is none of the picture, and films that look small on it are not alike."""
+    canvases = [place(film, scale, left) for film in films]
+    table = group(canvases)
+    assert table["group"].tolist() == table["patient_id"].tolist()
+    found = group(films + canvases)["group"][len(films) :].to_numpy() == table["group"].to_numpy()
+    assert found.mean() >= 0.95, "the noise of a film may be taken for its margin"
+
+
+def test_outlines_on_a_canvas_do_not_make_a_duplicate():
+    """Ellipses of different texture: whole, the small films see the same outline, and that of the canvas."""
+    films = []
+    for seed in range(12):
+        noise = np.random.default_rng(seed).random((40, 40))
+        texture = cv2.resize(noise, (320, 320), interpolation=cv2.INTER_LINEAR)
+        shape = cv2.ellipse(np.zeros((320, 320)), (160, 160), (70, 150), 0, 0, 360, 1, -1)
+        films.append(place((shape * (100 + 100 * texture)).astype(np.uint8), 3, left=True))
+    table = group(films)
+    assert table["group"].tolist() == table["patient_id"].tolist()
+    assert (np.linalg.norm(read(films[0])[:2], axis=(1, 2)) < 0.93).all(), "or 0.87 may be reached"
+
+
+def test_turned_copies_on_another_canvas_are_found(films):
+    films = [film for film in films if (film[:, [0, -1]] > 0).any()]
+    films = [cv2.copyMakeBorder(film[8:-8, 8:-8], 8, 8, 8, 8, cv2.BORDER_CONSTANT, value=200) for film in films]
+    table = group(films + [turn(place(film, 2), 25) for film in films])
+    assert table["group"].tolist() == table["patient_id"].tolist()[: len(films)] * 2
+
+
 def test_any_number_of_copies_is_one_group(films):
     """72 copies of each of four films, every 10 degrees, plain and mirrored, in random order."""
     pictures = [turn(film, degrees) for source in films[:4] for film in (source, cv2.flip(source, 1))
@@ -118,7 +157,7 @@ def test_any_number_of_copies_is_one_group(films):
 
 def test_many_nearer_copies_do_not_hide_another(films):
     """36 turned copies of a film and 36 of its darker version: the nearest 35 of each are of the same tone."""
-    prints = [turn_fingerprints(take_fingerprints(film), degrees, mirrored=degrees % 20 == 0)
+    prints = [turn_fingerprints(read(film), degrees, mirrored=degrees % 20 == 0)
               for source in films[:4] for film in (source, COPIES["gamma 1.4"](source))
               for degrees in range(0, 360, 10)]
     table = group_duplicates(make_table([str(number // 36) for number in range(len(prints))]), np.stack(prints))
@@ -148,21 +187,22 @@ def alter(rng, prints, kind, strength):
     elif kind == "phases":  # each wave turned by another angle: the bounds on the correlation stay at 1
         prints = prints * np.exp(1j * strength * rng.standard_normal(23))
     else:  # magnitudes only: the correlation is as large as its first bound
-        prints = prints * np.exp(strength * rng.standard_normal((2, 24, 23)))
+        prints = prints * np.exp(strength * rng.standard_normal((3, 24, 23)))
     return (prints / np.linalg.norm(prints, axis=(1, 2), keepdims=True)).astype(np.complex64)
 
 
 @pytest.mark.parametrize("kind", ["noise", "phases", "magnitudes"])
-@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("column", [0, 1, 2])
 def test_groups_are_those_of_brute_force_over_all_pairs_and_shifts(kind, column):
-    """60 pictures and a copy of each, ever less like it; the other fingerprint of each copy tells nothing."""
+    """60 pictures and a copy of each, ever less like it; the other fingerprints of each copy tell nothing."""
     rng = np.random.default_rng(0)
     sources = make_fingerprints(rng, 60)
     copies = np.stack([turn_fingerprints(alter(rng, source, kind, strength), 360 / 128 * rng.integers(128), odd)
                        for source, strength, odd in
                        zip(sources, np.linspace(0.1, 0.8, 60), np.arange(60) % 2 == 1, strict=True)])
-    copies[:, 1 - column] = make_fingerprints(rng, 60)[:, 0]
-    prints, threshold = np.concatenate([sources, copies]), (0.87, 0.95)[column]
+    others = [number for number in range(3) if number != column]
+    copies[:, others] = make_fingerprints(rng, 60)[:, others]
+    prints, threshold = np.concatenate([sources, copies]), (0.87, 0.95, 0.87)[column]
     angles = np.exp(2j * np.pi * np.outer(np.arange(1, 24), np.arange(128)) / 128)
     correlations = np.maximum(*((np.einsum("arw,brw->abw", prints[:, column], other) @ angles).real.max(axis=2)
                                 for other in (prints[:, column].conj(), prints[:, column])))
@@ -242,3 +282,28 @@ def test_copies_of_one_picture_under_both_labels_are_named(caplog):
     group_duplicates(films, prints)
     assert "2 films show the same picture under both labels" in caplog.text
     assert "'000000.png', '000001.png'" in caplog.text and "000003" not in caplog.text
+
+
+def test_films_that_join_patients_are_listed_in_pairs(caplog):
+    caplog.set_level(logging.INFO)
+    prints = make_fingerprints(np.random.default_rng(0), 60)
+    prints[[3, 7, 8]] = prints[2]
+    group_duplicates(make_table([*"aabbcdefgg", *map(str, range(50))]), prints)
+    assert ("2 pairs of films of different patients show the same picture: '000002.png = 000007.png',"
+            " '000002.png = 000008.png'") in caplog.text
+
+
+@pytest.mark.parametrize(("copies", "warned"), [(3, False), (4, True)])
+def test_a_group_of_more_than_a_twentieth_of_the_patients_is_a_warning(caplog, copies, warned):
+    prints = make_fingerprints(np.random.default_rng(0), 60)
+    prints[:copies] = prints[0]
+    group_duplicates(make_table([f"p{number}" for number in range(60)]), prints)
+    assert (f"{copies} of 60 patients are joined as one, with 'p0'" in caplog.text) == warned
+
+
+def test_copies_of_one_patient_join_nobody(caplog):
+    caplog.set_level(logging.INFO)
+    prints = make_fingerprints(np.random.default_rng(0), 4)
+    prints[:3] = prints[0]
+    group_duplicates(make_table(["a", "a", "a", "b"]), prints)
+    assert "pairs" not in caplog.text and "joined as one" not in caplog.text

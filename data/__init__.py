@@ -1,10 +1,13 @@
 """Mammograms and results without networks: nothing in this package knows Keras, TensorFlow or common.py.
 
-films.py finds the films and their patients, with names.py for what names tell. reading.py turns one file into a
-224 x 224 image, with dicom.py for DICOM. duplicates.py finds films that show the same picture. splits.py says who
-is trained on and tested on. runs.py reads the files of a finished run and checks them. results/ measures, draws
-and describes predictions. The other folders are collections, each with a prepare.py; preparing.py is what these
-share.
+films.py        which mammograms there are, and whose; names.py: what names and ids tell
+reading.py      one file to a 224 x 224 image; dicom.py: one DICOM file to grey values
+duplicates.py   which films show the same picture
+splits.py       who is trained, validated and tested on; what a model has seen
+runs.py         the files of a finished run, read and checked
+results/        metrics, baseline, figures, summary, comparison
+
+The other folders are public collections, each with a prepare.py. preparing.py is what these share.
 """
 import contextlib
 import logging

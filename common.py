@@ -981,9 +981,7 @@ def match_boxes(lesion_boxes, paths):
         file = absolute(lesion_boxes)
         if not os.path.isfile(file):
             raise UserError(f"lesion_boxes is {quote(str(lesion_boxes))}, but there is no such file.")
-        table, folder = read_cells(file), file.parent
-        if not {"path", "lesion_box"} <= {*table.columns}:
-            raise UserError(f"{file} has no boxes: it needs the columns path and lesion_box.")
+        table, folder = read_cells(file, ["path", "lesion_box"]), file.parent
         lesion_boxes = {row.path: row.lesion_box for row in table.itertuples() if row.lesion_box}
 
     named, boxes, unused = {}, {}, []

@@ -187,8 +187,8 @@ def find_separator(header):
     return max(",;\t|", key=count)
 
 
-def read_cells(file):
-    """The table of a labels.csv as it is written, all str. Raises UserError.
+def read_cells(file, required=("path", "label")):
+    """The table of a labels.csv as it is written, all str, with the `required` columns. Raises UserError.
 
     Comments, a line sep=;, empty rows and empty columns at the end do not count. The first row has the names.
     """
@@ -216,8 +216,8 @@ def read_cells(file):
     names = [name.lower() for name in names]
     while not names[-1]:
         names.pop()
-    if not {"path", "label"} <= {*names} or any(names.count(name) > 1 for name in COLUMNS):
-        raise UserError(f"{file} needs columns path and label, each once; it has {list_some(names)}:"
+    if not {*required} <= {*names} or any(names.count(name) > 1 for name in COLUMNS):
+        raise UserError(f"{file} needs columns {' and '.join(required)}, each once; it has {list_some(names)}:"
                         f" {suggest_names(names) or 'name them in the first row'}.")
     for number, cells in rows.items():
         if any(cells[len(names) :]):

@@ -212,30 +212,28 @@ def answer(best, others, differences):
     if not others:
         return f"{best.name} is the only setting: AUC {with_interval(best.results, 'auc')}."
 
-    better, worse, alike = [], [], 0
+    claims, alike = [], 0
     for other, difference in zip(others, differences, strict=True):
         if difference is None:
             continue
         value, low, high = difference
         once = " (one training of each)" * (best.scores.shape[1] == other.scores.shape[1] == 1)
         if low > 0:
-            better.append(f"than {other.name}: {describe_difference(value, low, high)}{once}")
+            text = describe_difference(value, low, high)
+            claims.append(f"{best.name} is better than {other.name}: {text}{once}")
         elif high < 0:
-            worse.append(f"{other.name} is better than {best.name} on the films of both:"
-                         f" {describe_difference(-value, -high, -low)}{once}")
+            text = describe_difference(-value, -high, -low)
+            claims.append(f"{other.name} is better than {best.name}: {text}{once}")
         else:
             alike += 1
 
-    if not better and not worse:
-        if not alike:
-            return f"No setting can be compared with the best ({best.name}): none held out the same films."
+    if not claims and not alike:
+        return f"No setting can be compared with the best ({best.name}): none held out the same films."
+    if not claims:
         return f"No setting can be told from the best ({best.name}): all differences include 0."
-    clauses = worse
-    if better:
-        clauses = [f"{best.name} is better {', and '.join(better)}", *worse]
     if alike:
-        clauses.append(f"{alike} other setting{'s' * (alike > 1)} cannot be told from the best")
-    return "; ".join(clauses) + "."
+        claims.append(f"{alike} other setting{'s' * (alike > 1)} cannot be told from the best")
+    return "; ".join(claims) + "."
 
 
 # ---- HTML --------------------------------------------------------------------------------------

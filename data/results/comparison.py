@@ -283,7 +283,7 @@ def show_table(settings, differences):
     for setting, difference in zip(settings, differences, strict=True):
         row = {html.escape(name): fill("<span>{value}</span>", value=value)
                for name, value in setting.cells.items()}
-        row["backbone"] = fill("<a href='#{link}'><span>{name}</span></a>", link=setting.runs["link"].iloc[-1],
+        row["backbone"] = fill("<span><a href='#{link}'>{name}</a></span>", link=setting.runs["link"].iloc[-1],
                                name=setting.cells["backbone"])
         row |= {"AUC": draw_metric(setting.results, "auc"), "file properties alone": show_baseline(setting)}
         if difference is not None:

@@ -123,7 +123,7 @@ def write_results(folder, settings, films, images, results, recorded, held_out="
     table = films.loc[films["left_out"] == "", ["path", "label", held_out]].join(properties)
     write_table(table, folder / "properties.csv", note)
     title = f"films of {settings.DATA_DIR.name} as the network sees them"
-    write_figure(draw_films(films, images, properties["mean_grey"]), folder / "films.png", title, note)
+    write_figure(draw_films(films, images, properties["mean_grey"]), folder / "films.png", title, note, [".png"])
     trainings = trainings or list_trainings(table)
     for predictions, maps in results.values():
         predictions, ranked = add_baseline(predictions, properties, trainings)

@@ -61,7 +61,7 @@ if QUIET:  # TensorFlow writes to it during its import, whatever TF_CPP_MIN_LOG_
 try:
     from data import UserError, cut_name, explain_write_errors, log, quote, reading, replace
     from data.duplicates import group_duplicates  # noqa: F401
-    from data.films import CLASSES, absolute, find_films, is_synthetic, list_images, list_some, read_cells
+    from data.films import CLASSES, absolute, find_films, is_synthetic, list_images, list_some, read_cells, warn
     from data.reading import IMAGE_SIZE, read_films
     from data.results.baseline import add_baseline, list_properties, read_trainings, warn_of_giveaways  # noqa: F401
     from data.results.comparison import compare
@@ -995,9 +995,7 @@ def match_boxes(lesion_boxes, paths):
             boxes.setdefault(same_name[0], box)
         else:
             unused.append(str(key))
-    if unused:
-        log.warning("%d lesion boxes belong to no film, or to several of that name: %s", len(unused),
-                    list_some(unused))
+    warn("lesion boxes belong to no film, or to several of that name", unused)
     return boxes
 
 

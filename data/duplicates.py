@@ -8,7 +8,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data import log, quote
-from data.films import list_some
+from data.films import list_some, warn
 
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
 DUPLICATE_CORRELATIONS = 0.87, 0.95, 0.87  # of the film, squashed, its content: see take_fingerprints
@@ -141,9 +141,7 @@ def group_duplicates(films, fingerprints):
                  films["duplicate"].sum())
         tell_of_joined(films)
     labels = films.groupby("picture")["label"].transform("nunique")
-    if len(torn := films["path"][labels > 1]):
-        log.warning("%d films show the same picture under both labels, one of which is wrong: %s", len(torn),
-                    list_some(torn.tolist()))
+    warn("films show the same picture under both labels, one of which is wrong", films["path"][labels > 1])
     if mixed := films.groupby("group")["label"].nunique().gt(1).sum():
         log.info("%d patients have benign and malignant films", mixed)
     return films

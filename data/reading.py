@@ -239,16 +239,18 @@ def decode_picture(image, content):
     return grey if grey.dtype == np.uint8 else grey.astype(np.uint16, copy=False)
 
 
-def find_opacity(content):
-    """How opaque each pixel of a picture is: uint8 (H, W), or None where all are. content: bytes of its file.
+def find_opacity(image, content):
+    """How opaque each pixel of an image of Pillow is: uint8 (H, W), or None where all are.
 
-    Pillow decodes the file separately, since its memory has to be free again before OpenCV needs as much.
+    content: bytes of its file. Pillow decodes them separately, since its memory has to be free again before OpenCV
+    needs as much.
     """
-    image = open_picture(content)
     tags = getattr(image, "tag_v2", {})
     is_in_colours = tags.get(Tag.ExtraSamples) == MULTIPLIED and max(tags[Tag.BitsPerSample]) > 8
     if is_in_colours or not image.has_transparency_data:  # OpenCV leaves it there, Pillow takes it out
         return None
+
+    image = open_picture(content)
     if "A" not in image.getbands():
         image = image.convert("RGBA")
     return np.asarray(image.getchannel("A"))
@@ -283,7 +285,7 @@ def read_picture(path):
     image = open_picture(content)
     damaged = "damaged or compressed in an unusual way" if image.format == "TIFF" else "cut off or damaged"
     with refuse(f"its pixels are {damaged}; {ANEW}"):
-        opacity = find_opacity(content)
+        opacity = find_opacity(image, content)
         grey = decode_picture(image, content)
     if opacity is not None:
         grey = cv2.multiply(grey, opacity.astype(grey.dtype), scale=1 / 255)

@@ -71,7 +71,7 @@ try:
     from data.runs import (REMEDY, explain_damage, is_dict_of, is_folder_name, is_list_of, is_number, is_text,
                            read_array, read_json, read_predictions)
     from data.splits import (FOLDS, check_folds, check_sides, check_unseen, has_validation,  # noqa: F401
-                             is_imagenet, leave_out_known, list_seen, split_patients)
+                             is_imagenet, exclude_known, list_seen, split_patients)
 
     import cv2
     import keras
@@ -846,7 +846,7 @@ def describe_run(settings, films, console):
     collection = {"images": len(films), "patients": films["group"].nunique(),
                   "duplicates": int(films["duplicate"].sum()),
                   "depths": films.groupby("container")["depth"].max().astype(int).to_dict()}
-    collection |= {name: films[name].value_counts().to_dict() for name in ("patient_from", "format", "left_out")}
+    collection |= {name: films[name].value_counts().to_dict() for name in ("patient_from", "format", "excluded")}
     modules = (tf, keras, np, scipy, pd, matplotlib, sklearn, cv2)
     started = console.buffer[0].created
     return {
@@ -868,7 +868,7 @@ def pool_folds(folders, films, images, fingerprints, settings):
     """The folder with the result of all folds: each film is scored by the model that did not see its patient.
 
     films, images, fingerprints: those of all folds. A single folder is returned as it is. In split.csv, films that
-    are in no fold have the fold "test" or "left out".
+    are in no fold have the fold "test" or "excluded".
     """
     if len(folders) == 1:
         return folders[0]
@@ -878,7 +878,7 @@ def pool_folds(folders, films, images, fingerprints, settings):
         return folder
     parts = [read_predictions(part / "predictions.csv") for part in folders]
     fold = films["fold"].mask(films["split"].eq("test"), "test")
-    films = films.assign(fold=fold.mask(films["left_out"].ne(""), "left out"))
+    films = films.assign(fold=fold.mask(films["excluded"].ne(""), "excluded"))
     predictions = pd.concat(parts).drop(columns="note", errors="ignore")
     predictions["probability"] = special.expit(predictions["logit"])
     if sorted(predictions["path"]) != sorted(films["path"][films["fold"].str.isdigit()]):
@@ -1076,10 +1076,10 @@ def validate(run, data_dir):
     films = find_films(data_dir).assign(split="validation")
     films, images, fingerprints = read_films(
         films, data_dir, settings.CROP, settings.OUTPUT_DIR, recorded["collection"]["depths"])
-    films = leave_out_known(films, fingerprints, data_dir.name, source)
+    films = exclude_known(films, fingerprints, data_dir.name, source)
     write_leaks(films, settings.OUTPUT_DIR)
     if films["split"].ne("validation").all():
-        reasons = "; ".join(f"{count}: {reason}" for reason, count in films["left_out"].value_counts().items())
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in films["excluded"].value_counts().items())
         raise UserError(f"{data_dir} has no film that {source.name} can be scored on ({reasons}).")
     check_sides(films, ["validation"])
     results = evaluate(models, images, films, settings)

@@ -19,7 +19,7 @@ MAX_PIXELS = 2**26  # 8192 x 8192: no film has more, and a small file may claim 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads these two when it is imported
 os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
 MAX_SENTENCE = 20_000  # characters of a UserError: a file may hold a name of any length
-log = logging.getLogger("mammograms")  # what was found, guessed, converted or left out; common.py prints it
+log = logging.getLogger("mammograms")  # what was found, guessed, converted or excluded; common.py prints it
 shortener = reprlib.Repr()
 shortener.maxstring = shortener.maxother = 200  # characters of a quoted value
 

@@ -558,6 +558,6 @@ def read_films(films, folder, crop, output_dir, known=None):
 
     tell_of_films(films, crop)
     lacks_box = films["lesion_box"].eq("") & (crop == "lesion")
-    left_out = np.select([films["is_mask"], lacks_box], ["a mask", "no lesion_box"], "")
+    excluded = np.select([films["is_mask"], lacks_box], ["a mask", "no lesion_box"], "")
     columns = films.drop(columns=["is_mask", "is_uncropped", "box_outside"])
-    return columns.assign(depth=depths, image_sha256=hashes, left_out=left_out), images, prints
+    return columns.assign(depth=depths, image_sha256=hashes, excluded=excluded), images, prints

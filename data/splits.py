@@ -65,9 +65,9 @@ def exclude(films, shown, column, reason):
 
     shown: for each film the path of a film of its group, which goes into `column`; NaN keeps the film.
     """
-    leaks = shown.notna() & films["left_out"].eq("")
+    leaks = shown.notna() & films["excluded"].eq("")
     films.loc[leaks, column] = shown[leaks]
-    films.loc[leaks, ["split", "left_out"]] = "left out", reason
+    films.loc[leaks, ["split", "excluded"]] = "excluded", reason
 
 
 def deal_folds(films, seed):
@@ -80,15 +80,15 @@ def deal_folds(films, seed):
 
 
 def split_patients(films, fold, seed):
-    """The table with split "train", "validation", "test" or "left out", and fold, tested_on, trained_on, left_out.
+    """The table with split "train", "validation", "test" or "excluded", and fold, tested_on, trained_on, excluded.
 
     A test set that comes with the data stays whole: films of other sets that show one of its patients or pictures
     are excluded, and tested_on is the path of such a test film. A validation set that comes with the data loses
     films that show a patient or a picture of the training set; trained_on is the path of such a training film.
     Without one, the training films are dealt into folds, "0" to "4", and the number `fold` is held out for
-    validation. Films with a reason in left_out are dealt, too, so that the folds do not depend on CROP.
+    validation. Films with a reason in excluded are dealt, too, so that the folds do not depend on CROP.
 
-    films: path, label, group, left_out, and split as the data gives it ("", "train", "validation" or "test").
+    films: path, label, group, excluded, and split as the data gives it ("", "train", "validation" or "test").
     fold: 0 to FOLDS - 1. seed: SPLIT_SEED. Raises UserError where there are too few patients.
     """
     check_folds(films)
@@ -100,7 +100,7 @@ def split_patients(films, fold, seed):
         films.loc[dealt.index, "fold"] = deal_folds(dealt, seed)
         films.loc[films["fold"].eq(str(fold)), "split"] = "validation"
 
-    films.loc[films["left_out"].ne(""), "split"] = "left out"
+    films.loc[films["excluded"].ne(""), "split"] = "excluded"
     exclude(films, tested_on, "tested_on", TESTED)
     trained_on = find_first(films, films["split"].eq("train")).where(films["split"].eq("validation"))
     exclude(films, trained_on, "trained_on", TRAINED)
@@ -123,16 +123,16 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
         if films["split"].eq(side).any():
             log.info("%s: %s", name, count_films(films[films["split"].eq(side)]))
 
-    excluded = films[films["left_out"].ne("")]
+    excluded = films[films["excluded"].ne("")]
     leaks = excluded["tested_on"].ne("") | excluded["trained_on"].ne("")
     reasons = ""
-    for reason, rows in excluded.groupby("left_out"):
+    for reason, rows in excluded.groupby("excluded"):
         if leaks[rows.index].any():
             reason += " (leaks.csv)"
         log.warning("excluded: %s: %s: %s", count_films(rows), reason, list_some(rows["path"].tolist()))
         reasons += f"; {len(rows)} images are excluded: {reason}"
 
-    used = films[films["left_out"].eq("")]
+    used = films[films["excluded"].eq("")]
     classes = used[used["fold"].ne("")].groupby("fold")["label"].nunique()
     if every_fold and classes.min() < len(CLASSES):
         raise UserError(f"fold {classes.idxmin()} has images of one class only{reasons}: add patients, or run the"
@@ -207,7 +207,7 @@ def check_unseen(films, fingerprints, settings):
     if trained.empty:
         return
 
-    dealt = films["fold"].ne("") & films["split"].ne("left out")
+    dealt = films["fold"].ne("") & films["split"].ne("excluded")
     held_out = films["split"].isin(["validation", "test"]) | (dealt & (settings.FOLD == "all"))
     films, fingerprints = films[held_out], fingerprints[np.flatnonzero(held_out)]
     seen = find_seen(films, fingerprints, settings.DATA_DIR.name, trained, prints)[1].notna().to_numpy()
@@ -219,7 +219,7 @@ def check_unseen(films, fingerprints, settings):
         log.info("none of the held-out patients is in the training set of %s", folder.name)
 
 
-def leave_out_known(films, fingerprints, collection, source):
+def exclude_known(films, fingerprints, collection, source):
     """The films of another collection as split_patients() gives them: what a run has seen is excluded.
 
     films: with split "validation"; collection: its name; source: the folder of the run.
@@ -227,7 +227,7 @@ def leave_out_known(films, fingerprints, collection, source):
     trained, prints, _ = read_trained(source, fingerprints.shape[1:])
     films, seen = find_seen(films, fingerprints, collection, trained, prints)
     films = films.assign(fold="", tested_on="", trained_on="")
-    films.loc[films["left_out"].ne(""), "split"] = "left out"
+    films.loc[films["excluded"].ne(""), "split"] = "excluded"
     exclude(films, seen, "trained_on", TRAINED)
 
     named = films["trained_on"].ne("") & films["patient_id"].isin(trained["patient_id"])

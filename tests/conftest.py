@@ -1,9 +1,11 @@
 """What the tests share. Nothing here imports common, Keras or TensorFlow: the tests of data/ do without."""
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it otherwise
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the same answers on every machine
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as common.py has it, whichever of the two is imported first
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -48,7 +48,7 @@ def read_crops(folder):
     """(films, images) of the lesion crops; column `seen` is True for four fifths of the patients."""
     films, images, fingerprints = common.read_films(common.find_films(COLLECTION), COLLECTION, "lesion", folder)
     films = common.split_patients(common.group_duplicates(films, fingerprints), fold=0, seed=0)
-    films = films[films["left_out"] == ""]
+    films = films[films["excluded"] == ""]
     return films.assign(seen=films["split"] == "train"), images
 
 

@@ -25,7 +25,7 @@ def make_table(patients, seed=0, **columns):
     width, height, left, top, size, volume = rng.integers(1000, 2000, (6, count))
     films = pd.DataFrame({
         "path": [f"{number}.png" for number in range(count)], "label": np.take(CLASSES, who % 2), "split": "",
-        "group": [f"p{number}" for number in who], "left_out": "", "format": rng.choice(["PNG", "JPEG"], count),
+        "group": [f"p{number}" for number in who], "excluded": "", "format": rng.choice(["PNG", "JPEG"], count),
         "side": np.resize(["left", "right"], count), "view": "", "depth": 8, "film_width": width,
         "film_height": height, "bytes": volume, "left": left, "top": top, "width": size})
     return films.assign(**columns), rng.integers(0, 256, (count, 8, 8), np.uint8)
@@ -87,13 +87,13 @@ def test_a_film_is_scored_by_a_forest_of_the_films_that_its_network_was_trained_
 def test_films_that_no_fold_held_out_get_the_mean_logit_of_the_five_forests(tmp_path):
     """As the training films are in the folder of a run, with a format that is new and films that were excluded."""
     table, _ = split_table(*make_table(30))
-    table.loc[:1, ["fold", "label"]] = "left out", "neither"
+    table.loc[:1, ["fold", "label"]] = "excluded", "neither"
     table.to_csv(tmp_path / "properties.csv", index=False)
     films, images = make_table(4, seed=1, format="12 bit DICOM")
     properties = list_properties(films, images, "breast")
     trainings = baseline.read_trainings(tmp_path / "properties.csv")
     assert {fold: rows["path"].tolist() for fold, rows in trainings.items()} == {
-        fold: table["path"][~table["fold"].isin([fold, "left out"])].tolist() for fold in "01234"}
+        fold: table["path"][~table["fold"].isin([fold, "excluded"])].tolist() for fold in "01234"}
     scores = [score_held_out(FOREST, {"": rows}, properties) for rows in trainings.values()]
     assert score_held_out(FOREST, trainings, properties).tolist() == pytest.approx(
         special.expit(special.logit(scores).mean(axis=0)).tolist())
@@ -220,7 +220,7 @@ def test_a_given_split_is_judged_by_its_training_films_alone(caplog):
 
 
 @pytest.mark.parametrize("change", [{"split": ["train"] * 8 + ["validation"] * 32}, {"label": "benign"}, {
-    "left_out": np.where(np.arange(40) % 4 // 2, "no lesion_box", "")}])
+    "excluded": np.where(np.arange(40) % 4 // 2, "no lesion_box", "")}])
 def test_too_few_films_for_five_folds_are_no_reason_to_stop(caplog, change):
     warn_of_giveaways(*make_table(20, **change), "breast", 0)
     assert not list_warnings(caplog)
@@ -228,6 +228,6 @@ def test_too_few_films_for_five_folds_are_no_reason_to_stop(caplog, change):
 
 def test_folds_are_those_of_the_run_even_where_films_are_excluded():
     films, _ = make_table(30)
-    films.loc[::7, "left_out"] = "no lesion_box"
+    films.loc[::7, "excluded"] = "no lesion_box"
     dealt = baseline.choose_training_films(films, 5)["fold"]
-    assert dealt.equals(split_patients(films, 0, 5)["fold"][films["left_out"] == ""])
+    assert dealt.equals(split_patients(films, 0, 5)["fold"][films["excluded"] == ""])

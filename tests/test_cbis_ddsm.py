@@ -170,9 +170,9 @@ def read_missing(folder):
     return {path.split("/")[0]: reason for path, reason in missing[["path", "reason"]].to_numpy()}
 
 
-def expect(rows, written, folder, *left_out):
+def expect(rows, written, folder, *excluded):
     """labels.csv as text, of FILMS or CROPS but for some images."""
-    lines = [f"{folder}/{written[name]},{rest}" for name, rest in rows.items() if name not in left_out]
+    lines = [f"{folder}/{written[name]},{rest}" for name, rest in rows.items() if name not in excluded]
     box = "" if rows is CROPS else "lesion_box,"
     return "\n".join([f"path,label,patient_id,split,side,view,{box}type", *sorted(lines), ""])
 

@@ -60,7 +60,7 @@ def test_from_download_to_first_batch(tmp_path, collection, form, part):
     films, images, fingerprints = common.read_films(films, data, crop, settings.OUTPUT_DIR)
     films = common.group_duplicates(films, fingerprints)
     films = common.split_patients(films, 0, 0)
-    assert films.loc[films["split"] != "left out"].groupby("group")["split"].nunique().max() == 1
+    assert films.loc[films["split"] != "excluded"].groupby("group")["split"].nunique().max() == 1
     for batch, labels in (batches[0] for batches in common.make_datasets(images, films, settings)):
         assert batch.shape[1:] == (224, 224, 3)
         assert len(batch) == len(labels) > 1

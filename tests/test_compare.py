@@ -313,7 +313,7 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
     write_run("no folds", given=True, SPLIT_SEED=2)
     for name, given, collection, column, value in (
             ("other patients", False, "", "group", "000"), ("another split", True, "", "split", "train"),
-            ("excluded", True, "others", "split", "left out")):
+            ("excluded", True, "others", "split", "excluded")):
         file = write_run(name, given=given, collection=collection) / "split.csv"
         split = pd.read_csv(file, dtype=str)
         split.loc[:7, column] = value
@@ -399,7 +399,7 @@ def test_no_bad_folder_prevents_the_page(write_run, compare, caplog, monkeypatch
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(messages) == len({re.search(r"bad-\d\d", message)[0] for message in messages}) == len(SPOILT) + 1
     for message in messages:
-        assert re.match(r"left out of the comparison: .*(settings|metrics|predictions|split)\.(json|csv)", message)
+        assert re.match(r"excluded from the comparison: .*(settings|metrics|predictions|split)\.(json|csv)", message)
         assert len(message) < 1000
         assert not re.search(r"Error|Errno|Traceback|object|dtype|[\x00-\x1f\ud800]", message)
 

@@ -259,7 +259,7 @@ def test_random_labels_are_learnt_from_copies_by_an_image_level_split_only(films
                                        "of more contrast", "gamma 0.7", "gamma 1.4")]
     pictures = [kind(film) for film in films for kind in kinds]
     labels = np.repeat(np.random.default_rng(0).permutation(np.arange(len(films)) % 2), len(kinds))
-    table = group(pictures).assign(label=np.take(CLASSES, labels), split="", left_out="")
+    table = group(pictures).assign(label=np.take(CLASSES, labels), split="", excluded="")
     pixels = np.stack([cv2.resize(film, (16, 16), interpolation=cv2.INTER_AREA).ravel() for film in pictures])
     pixels = (pixels - pixels.mean(axis=1, keepdims=True)) / pixels.std(axis=1, keepdims=True)
 

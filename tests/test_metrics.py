@@ -162,8 +162,8 @@ def test_intervals_against_leaving_out_each_patient():
     probabilities = 0.4 + 0.2 * labels + np.repeat(rng.normal(0, 0.1, 80), 2) + rng.normal(0, 0.1, 160)
     results = measure(labels, probabilities, patients)
     kept = [patients != patient for patient in range(80)]
-    left_out = pd.DataFrame([score_with_scikit_learn(labels[films], probabilities[films]) for films in kept])
-    variances = 79 * left_out.var(ddof=0)
+    excluded = pd.DataFrame([score_with_scikit_learn(labels[films], probabilities[films]) for films in kept])
+    variances = 79 * excluded.var(ddof=0)
     predicted = len(set(patients[probabilities >= 0.5]))
     for name, count in zip(NAMES[:-1], (80, predicted, 30, 30, 50, 80, 30), strict=True):
         expected = wilson(results[name], variances[name], count - 1)
@@ -377,10 +377,10 @@ def test_comparison_is_paired():
     difference, low, high = compare_aucs(labels, better, worse, range(200))
     aucs = [sklearn.metrics.roc_auc_score(labels, model) for model in (better, worse)]
     assert difference == pytest.approx(aucs[0] - aucs[1])
-    left_out = [sklearn.metrics.roc_auc_score(np.delete(labels, film), np.delete(better, film))
+    excluded = [sklearn.metrics.roc_auc_score(np.delete(labels, film), np.delete(better, film))
                 - sklearn.metrics.roc_auc_score(np.delete(labels, film), np.delete(worse, film))
                 for film in range(200)]
-    margin = stats.t.ppf(0.975, 99) * np.sqrt(199 * np.var(left_out))
+    margin = stats.t.ppf(0.975, 99) * np.sqrt(199 * np.var(excluded))
     assert (low, high) == pytest.approx((difference - margin, difference + margin), abs=0.005)
     assert compare_aucs(labels, worse, better, range(200)) == pytest.approx((-difference, -high, -low))
 

@@ -364,7 +364,7 @@ def test_masks_grey_backgrounds_and_boxes_in_the_black_are_named(caplog):
         save(f"films/{name}.png", pixels)
     save("films/mask_blurred.jpg", mask)
     films, _, _ = read("breast", {"film.png": "60:250:80:80|300:500:50:60", "grey.png": "60:250:40:40"})
-    assert films["left_out"].to_dict() == {"film.png": "", "grey.png": "", "mask.png": "a mask",
+    assert films["excluded"].to_dict() == {"film.png": "", "grey.png": "", "mask.png": "a mask",
                                            "mask_blurred.jpg": "a mask", "white.png": ""}
     for words in ("2 of 5 films are excluded, since they are masks in black and white: 'mask.png',"
                   " 'mask_blurred.jpg'",
@@ -450,12 +450,12 @@ def test_lesions_outside_of_their_film_are_refused_but_for_two_pixels_of_roundin
         assert np.array_equal(*images)
 
 
-def test_lesion_crop_keeps_films_without_a_box_as_left_out(film):
+def test_lesion_crop_keeps_films_without_a_box_as_excluded(film):
     film("films/a.png")
     film("films/b.png", seed=1)
     everything, _, expected = read("breast", {"a.png": "5:5:10:10"})
     films, _, fingerprints = read("lesion", {"a.png": "5:5:10:10"})
-    assert [*films["left_out"], *everything["left_out"]] == ["", "no lesion_box", "", ""]
+    assert [*films["excluded"], *everything["excluded"]] == ["", "no lesion_box", "", ""]
     assert np.array_equal(fingerprints, expected), "the split does not depend on CROP"
     assert films["film_sha256"].equals(everything["film_sha256"])
     with pytest.raises(UserError, match="needs a lesion_box"):

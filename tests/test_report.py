@@ -156,13 +156,13 @@ def test_the_contact_sheet_shows_each_class_of_each_container_from_its_darkest_t
     images += level.astype(np.uint8)[:, None, None]
     containers = ["12 bit DICOM", "8 bit JPEG", "8 bit PNG"]
     films = films.assign(container=np.repeat(containers, [5, 35, 60]), fold="0")
-    films.loc[1, "lesion_box"], films.loc[99, "left_out"] = "10:20:30:40|0:0:5:5", "no lesion_box"
+    films.loc[1, "lesion_box"], films.loc[99, "excluded"] = "10:20:30:40|0:0:5:5", "no lesion_box"
     figure = draw_films(films, images, pd.Series(images.mean(axis=(1, 2)), films.index))
     shown = [np.flatnonzero([np.array_equal(panel.get_array(), image) for image in images]).item()
              for panel in figure.axes[0].get_images()]
     expected = []
     for container, label in itertools.product(containers, common.CLASSES):
-        members = (films["container"] == container) & (films["label"] == label) & (films["left_out"] == "")
+        members = (films["container"] == container) & (films["label"] == label) & (films["excluded"] == "")
         rows = films.index[members]
         ordered = sorted(rows, key=lambda row: level[row])
         expected += [ordered[round(place)] for place in np.linspace(0, len(rows) - 1, min(8, len(rows)))]
@@ -248,14 +248,14 @@ def test_tables_are_written_as_they_are(written):
     assert "seconds" not in history, "which differ from run to run"
 
 
-def test_what_was_left_out_is_listed_with_what_it_shows(written):
+def test_what_was_excluded_is_listed_with_what_it_shows(written):
     trained_on = [""] * 49 + ["003.png"]
-    folder, _, _ = written(trained_on=trained_on, split=["train"] * 10 + ["validation"] * 39 + ["left out"])
+    folder, _, _ = written(trained_on=trained_on, split=["train"] * 10 + ["validation"] * 39 + ["excluded"])
     leaks = pd.read_csv(folder / "leaks.csv")
     assert leaks[["path", "trained_on"]].to_numpy().tolist() == [["049.png", "003.png"]]
 
 
-def test_a_run_with_nothing_left_out_has_no_list_of_leaks_and_replaces_an_earlier_one(written, tmp_path):
+def test_a_run_with_nothing_excluded_has_no_list_of_leaks_and_replaces_an_earlier_one(written, tmp_path):
     earlier = tmp_path / "outputs" / "tiny-unfrozen50-aaaaaa"
     earlier.mkdir(parents=True)
     (earlier / "leaks.csv").write_text("of an older version")
@@ -348,10 +348,10 @@ def test_patients_are_known_by_their_id_and_by_an_alias(clinical):
 def test_lesion_crops_leave_out_films_without_a_box_and_the_pointing_game(clinical):
     folder, _ = clinical
     split = pd.read_csv(folder / "split.csv").set_index("path")
-    assert set(split.index[split["split"] == "left out"]) == {f"{number:02d}.dcm" for number in UNBOXED}
+    assert set(split.index[split["split"] == "excluded"]) == {f"{number:02d}.dcm" for number in UNBOXED}
     assert "pointing_game" not in json.loads((folder / "metrics.json").read_text("utf-8"))
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
-    assert 4 in settings["collection"]["left_out"].values()
+    assert 4 in settings["collection"]["excluded"].values()
 
 
 def test_the_tables_of_a_run_on_phantoms_play_the_pointing_game():

@@ -206,8 +206,8 @@ def test_folds_do_not_depend_on_the_crop(collection, tmp_path):
         breast, lesion = (find_and_split(data, tmp_path / "outputs", crop, fold) for crop in ("breast", "lesion"))
         boxed = lesion["lesion_box"] != ""
         assert lesion["split"][boxed].equals(breast["split"][boxed])
-        assert set(lesion["split"][~boxed]) == {"left out"}
-        assert (lesion["left_out"][~boxed] != "").all()
+        assert set(lesion["split"][~boxed]) == {"excluded"}
+        assert (lesion["excluded"][~boxed] != "").all()
         assert set(breast["split"]) == {"train", "validation"}
         assert breast.groupby("patient_id")["split"].nunique().max() == 1
 
@@ -219,7 +219,7 @@ def test_a_given_split_loses_its_leaks_and_one_of_which_nothing_is_left_says_so(
     data = collection(split=split)
     shutil.copy(data / "2.png", data / "25.png")
     films = find_and_split(data, tmp_path / "outputs", None).set_index("path")
-    leaks = films[films["split"] == "left out"]
+    leaks = films[films["split"] == "excluded"]
     assert set(leaks.index) == {"1.png", "24.png", "25.png"}, "the copy and the other film of its patient, too"
     trained_on = films.loc[leaks["trained_on"]]
     assert set(trained_on["split"]) == {"train"}
@@ -367,11 +367,11 @@ def test_a_film_that_no_fold_used_is_not_called_trained_on(all_folds, tmp_path):
     films = common.find_films(Path(script.DATA_DIR))
     films, images, prints = common.read_films(films, Path(script.DATA_DIR), settings.CROP, tmp_path)
     films = common.split_patients(common.group_duplicates(films, prints), 4, 0)
-    spare = films.iloc[[0]].assign(path="spare.png", left_out="no lesion_box", split="left out")
+    spare = films.iloc[[0]].assign(path="spare.png", excluded="no lesion_box", split="excluded")
     films, images = pd.concat([films, spare], ignore_index=True), np.concatenate([images, images[:1]])
     pooled = common.pool_folds(folders, films, images, np.concatenate([prints, prints[:1]]), settings)
     split = pd.read_csv(pooled / "split.csv").set_index("path")["fold"]
-    assert split.pop("spare.png") == "left out"
+    assert split.pop("spare.png") == "excluded"
     expected = pd.read_csv(folder / "split.csv", dtype=str).sort_values("path")["fold"]
     assert split.sort_index().tolist() == expected.tolist()
     shutil.rmtree(pooled)

@@ -35,7 +35,7 @@ def make_films(patients=60, malignant=0.4, mixed=0.0, seed=0):
             other = rng.random() < mixed
             rows.append((f"{patient}_{view}.png", CLASSES[int(label != other)], f"patient {patient}"))
     films = pd.DataFrame(rows, columns=["path", "label", "patient_id"]).sample(frac=1, random_state=seed)
-    return films.assign(split="", left_out="", group=films["patient_id"]).reset_index(drop=True)
+    return films.assign(split="", excluded="", group=films["patient_id"]).reset_index(drop=True)
 
 
 def give_split(films, held_out=10, name="validation"):
@@ -84,16 +84,16 @@ def test_folds_keep_the_prevalence():
 
 
 @pytest.mark.parametrize("given", ["", "validation", "test"])
-def test_films_left_out_change_no_other_set(given):
+def test_films_excluded_change_no_other_set(given):
     """As with CROP = "lesion", where films have no box: the folds are those of the other crops."""
     films = give_split(make_films(), name=given) if given else make_films()
     torn = films.index[films["patient_id"] == "patient 0"][0]  # a film of a held-out patient
     films.loc[torn, "split"] = "train" * bool(given)
     unused = (films.index % 3 == 0) | (films.index == torn)
     expected = split_patients(films, 2, 0)
-    split = split_patients(films.assign(left_out=np.where(unused, "no lesion_box", "")), 2, 0)
-    assert (split["split"][unused] == "left out").all()
-    assert split["left_out"][unused].eq("no lesion_box").all()
+    split = split_patients(films.assign(excluded=np.where(unused, "no lesion_box", "")), 2, 0)
+    assert (split["split"][unused] == "excluded").all()
+    assert split["excluded"][unused].eq("no lesion_box").all()
     assert split["fold"].equals(expected["fold"])
     if given != "validation":
         assert split["split"][~unused].equals(expected["split"][~unused])
@@ -137,13 +137,13 @@ def split_by_hand(films):
     for row in rows:
         tests = [other["path"] for other in rows if other["group"] == row["group"] and other["split"] == "test"]
         if row["split"] != "test" and tests:
-            answers[row["path"]] = "left out", tests, []
+            answers[row["path"]] = "excluded", tests, []
         elif row["split"] == "train":
             trained.append(row)
     for row in rows:
         known = [other["path"] for other in trained if other["group"] == row["group"]]
         if row["path"] not in answers and row["split"] == "validation" and known:
-            answers[row["path"]] = "left out", [], known
+            answers[row["path"]] = "excluded", [], known
     return {row["path"]: answers.get(row["path"], (row["split"], [], [])) for row in rows}
 
 
@@ -159,7 +159,7 @@ def test_given_sets_are_those_of_the_rules_film_by_film(seed):
         _, tests, known = expected[row.path]
         assert (row.tested_on in tests) if tests else row.tested_on == ""
         assert (row.trained_on in known) if known else row.trained_on == ""
-        assert bool(row.left_out) == (row.split == "left out")
+        assert bool(row.excluded) == (row.split == "excluded")
     assert split["fold"].eq("").all()
 
 
@@ -176,7 +176,7 @@ def test_31_patients_of_both_official_sides_leave_training(caplog):
     for fold, (_, rows) in enumerate(reference.split(pool, pool["label"], pool["group"])):
         split = split_patients(films, fold, 3)
         assert split["split"][official].eq("test").all(), "whole, and never validated on"
-        leaks = split["split"].eq("left out")
+        leaks = split["split"].eq("excluded")
         assert sorted(split["path"][leaks]) == sorted("again/" + again["path"])
         assert split["tested_on"][leaks].isin(films["path"][official]).all()
         assert set(split["patient_id"][leaks]) == set(both)
@@ -193,14 +193,14 @@ def test_copies_of_test_pictures_leave_training_with_all_films_of_their_patient(
     films = give_split(make_films(), name="test")
     films["group"] = films["group"].replace("patient 50", "patient 5")  # who share a picture
     split = split_patients(films, 0, 0)
-    assert set(split["patient_id"][split["split"].eq("left out")]) == {"patient 50"}
+    assert set(split["patient_id"][split["split"].eq("excluded")]) == {"patient 50"}
 
 
-def test_a_training_film_that_is_left_out_is_no_reason_to_leave_out_another():
+def test_a_training_film_that_is_excluded_is_no_reason_to_leave_out_another():
     films = give_split(make_films(patients=30))
     first, *others = films.index[films["patient_id"] == "patient 20"]
     films.loc[others, "split"] = "validation"
-    films.loc[first, "left_out"] = "no lesion_box"
+    films.loc[first, "excluded"] = "no lesion_box"
     split = split_patients(films, 0, 0)
     assert others
     assert (split["split"][others] == "validation").all()
@@ -233,7 +233,7 @@ def test_a_set_without_a_class_is_refused_with_what_was_excluded():
     unused = films["label"] == "malignant"
     words = rf"the training set has no malignant image; {unused.sum()} images are excluded: no lesion_box: check"
     with pytest.raises(UserError, match=words):
-        check_sides(split_patients(films.assign(left_out=np.where(unused, "no lesion_box", "")), 0, 0))
+        check_sides(split_patients(films.assign(excluded=np.where(unused, "no lesion_box", "")), 0, 0))
     tested = split_patients(give_split(films, name="test"), 0, 0)
     tested.loc[tested["split"].eq("test"), "label"] = "benign"
     with pytest.raises(UserError, match="test set has no malignant image"):
@@ -256,7 +256,7 @@ def test_all_folds_are_checked_before_the_first_is_trained():
     films = split_patients(make_films(patients=40), 0, 0)
     check_sides(films, every_fold=True)
     malignant = films["label"].eq("malignant") & films["fold"].eq("3")
-    films.loc[malignant, ["split", "left_out"]] = "left out", "no lesion_box"
+    films.loc[malignant, ["split", "excluded"]] = "excluded", "no lesion_box"
     check_sides(films)
     with pytest.raises(UserError, match=rf"^fold 3 has images of one class only; {malignant.sum()} images"):
         check_sides(films, every_fold=True)
@@ -268,13 +268,13 @@ def test_the_counts_that_are_printed(caplog, name):
     films = give_split(make_films(patients=100, mixed=0.1), name=name)
     films["group"] = films["group"].replace("patient 51", "patient 50")  # who share a picture count once
     films.loc[films.index[films["patient_id"] == "patient 0"][0], "split"] = "train"
-    films.loc[films["patient_id"] == "patient 1", "left_out"] = "no lesion_box"
+    films.loc[films["patient_id"] == "patient 1", "excluded"] = "no lesion_box"
     split = split_patients(films, 0, 0)
     check_sides(split)
     sets = ["train", "validation"] + ["test"] * (name == "test")
     lines = [f"{splits.SETS[side]}: {describe(split[split['split'].eq(side)])}" for side in sets]
     for reason, listed in (("no lesion_box", ""), (LEAK[name], " (leaks.csv)")):
-        rows = split[split["left_out"].eq(reason)]
+        rows = split[split["excluded"].eq(reason)]
         lines.append(f"excluded: {describe(rows)}: {reason}{listed}: {list_some(rows['path'].tolist())}")
     assert sorted(caplog.messages) == sorted(lines)
 
@@ -287,7 +287,7 @@ def collection():
     """(films, fingerprints): eight films of as many patients, of which the last four are held out."""
     names = [f"patient {number}" for number in range(8)]
     sides = ["train"] * 4 + ["validation"] * 4
-    films = make_table(names).assign(group=names, patient_from="labels.csv", split=sides, fold="0", left_out="")
+    films = make_table(names).assign(group=names, patient_from="labels.csv", split=sides, fold="0", excluded="")
     return films, make_fingerprints(np.random.default_rng(0), 8)
 
 
@@ -324,8 +324,8 @@ def test_weights_that_have_seen_held_out_patients_or_their_pictures_are_refused(
     with pytest.raises(UserError, match="5 of the 8 held-out patients"):  # each is held out once
         check_unseen(films, prints, settings)
     with pytest.raises(UserError, match="4 of the 7 held-out patients"):  # one has no lesion_box
-        check_unseen(films.assign(split=["left out", *sides[1:]]), prints, settings)
-    folds = films.assign(fold=[*"01234", "left out", "test", "test"])
+        check_unseen(films.assign(split=["excluded", *sides[1:]]), prints, settings)
+    folds = films.assign(fold=[*"01234", "excluded", "test", "test"])
     pooled = write_run(folds, prints, [], name="all folds", column="fold")
     pooled.FOLD = "all"
     with pytest.raises(UserError, match="5 of the 8 held-out patients"):
@@ -386,7 +386,7 @@ CLAIMED = save(PRINTS).replace(b"(8, ", b"(8888888888, ", 1).replace(b" " * 9, b
     *[("split.csv", text) for text in (
         "", HEADER, "path,patient_id\n" + "a,b\n" * 8, "path,split\n" + "a,train\n" * 8, "".join(ROWS[:8]),
         HEADER + "".join(ROWS[:7]), HEADER + "".join(ROWS), HEADER + "".join(ROWS[:7]) + "8,8,train,x\n",
-        HEADER + "".join(ROWS[:8]).replace("train", "test"), "path,patient_id,fold\n" + "a,b,left out\n" * 8,
+        HEADER + "".join(ROWS[:8]).replace("train", "test"), "path,patient_id,fold\n" + "a,b,excluded\n" * 8,
         b"\x89PNG\xff", b"\0" * 99, "path,path,patient_id,split\n" + "a,b,c,train\n" * 8, HEADER + '"' * 99)],
     *[("fingerprints.npy", text) for text in (b"", b"text", save(PRINTS)[:-1], save(PRINTS)[:50], CLAIMED)],
     *[("fingerprints.npy", save(array)) for array in (
@@ -510,7 +510,7 @@ def test_a_test_set_is_scored_once_by_a_run_and_never_validated_on(tested):
     _, single, _ = tested
     split = read_table(single / "split.csv").set_index("path")["split"]
     assert sorted(split.index[split == "test"]) == TEST
-    assert sorted(split.index[split == "left out"]) == LEAKS
+    assert sorted(split.index[split == "excluded"]) == LEAKS
     assert sorted(split.index[split.isin(["train", "validation"])]) == sorted(POOL)
     validation, test = (read_table(place / "predictions.csv") for place in (single, single / "test"))
     assert sorted(validation["path"]) == sorted(split.index[split == "validation"]) != []
@@ -522,7 +522,7 @@ def test_a_test_set_is_scored_once_by_a_run_and_never_validated_on(tested):
     assert (results["side"], results["validation_images"], results["validation_patients"]) == ("test", 8, 5)
     summary = " ".join((single / "summary.md").read_text("utf-8").split())
     for words in ("A test set of 8 films of 5 patients came with the data; these patients are in no other set",
-                  "A fifth of the training patients was held out", "3 films were left out: its patient or picture",
+                  "A fifth of the training patients was held out", "3 films were excluded: its patient or picture",
                   "| 8 test films of 5 patients |", metrics.with_interval(results, "brier")):
         assert words in summary
 
@@ -535,7 +535,7 @@ def test_of_all_folds_the_mean_logit_counts_and_no_fold_is_scored_on_the_test_se
     predictions = read_table(folder / "predictions.csv")
     assert sorted(predictions["path"]) == sorted(POOL), "every patient outside of the test set once"
     split = read_table(folder / "split.csv").set_index("path")["fold"]
-    assert split[TEST].eq("test").all() and split[LEAKS].eq("left out").all()
+    assert split[TEST].eq("test").all() and split[LEAKS].eq("excluded").all()
     assert set(split[POOL]) == set("01234")
     test = read_table(folder / "test" / "predictions.csv")
     paths = [Path(script.DATA_DIR) / path for path in test["path"]]
@@ -626,11 +626,11 @@ def test_a_validation_set_and_a_test_set_of_the_data_are_used_as_they_are(tmp_pa
     folder = import_tiny(tmp_path, tmp_path / "films", EPOCHS=1, WEIGHTS=None, FOLD="all").main()
     assert "-all-" not in folder.name, "a given validation set has no folds"
     split = read_table(folder / "split.csv").set_index("path")["split"]
-    assert sorted(split.index[split == "left out"]) == ["14.png", "15.png"]
+    assert sorted(split.index[split == "excluded"]) == ["14.png", "15.png"]
     assert read_table(folder / "leaks.csv")["tested_on"].isin(["28.png", "29.png"]).all()
     for place, numbers in ((folder, range(16, 22)), (folder / "test", range(22, 30))):
         assert sorted(read_table(place / "predictions.csv")["path"]) == [f"{number}.png" for number in numbers]
     summary = " ".join((folder / "summary.md").read_text("utf-8").split())
-    assert "The split came with the data: left out 2 films" in summary and "| 8 test films of" in summary
+    assert "The split came with the data: excluded 2 films" in summary and "| 8 test films of" in summary
     assert sorted(pd.read_csv(folder.parent / "runs.csv")["side"]) == ["test", "validation"]
     assert "test set" in (folder.parent / "report.html").read_text("utf-8")

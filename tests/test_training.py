@@ -39,9 +39,9 @@ def test_the_classes_of_an_epoch_are_mixed():
 @pytest.fixture
 def datasets(tmp_path):
     """A function that makes (films, images, training, validation) of 24 films to train on, 15 of them benign,
-    6 held out and 2 left out."""
+    6 held out and 2 excluded."""
     films = make_films(np.arange(32) % 8 > 4, held_out=6)
-    films.loc[:1, "split"] = "left out"
+    films.loc[:1, "split"] = "excluded"
     images = make_noise(32)
 
     def make(**constants):

@@ -111,7 +111,7 @@ def make_films(labels, held_out, **columns):
         "path": [f"{name}.png" for name in names], "label": np.take(common.CLASSES, labels), "split": "train",
         "patient_id": names, "patient_from": "labels.csv", "lesion_box": "", "left": 0, "top": 0, "width": 100,
         "height": 100, "container": "8 bit PNG", "depth": 8, "format": "8 bit PNG, grey", "film_sha256": names,
-        "image_sha256": names, "left_out": "", "group": names, "duplicate": False, "fold": "", "trained_on": "",
+        "image_sha256": names, "excluded": "", "group": names, "duplicate": False, "fold": "", "trained_on": "",
         "tested_on": "", "side": "", "view": "", "film_width": 100, "film_height": 100, "bytes": 5000})
     films.loc[count - held_out :, "split"] = "validation"
     return films.assign(**columns)

@@ -160,7 +160,7 @@ def choose_training_films(films, seed):
         return None
 
     films = films.assign(fold=deal_folds(films, seed))
-    films = films[films["left_out"] == ""]
+    films = films[films["excluded"] == ""]
     classes = films.groupby("fold")["label"].nunique()
     return films if classes.eq(2).sum() == FOLDS else None
 

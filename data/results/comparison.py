@@ -74,7 +74,7 @@ def read_run(folder, place):
     if not settings["weights"]["pretrained"]:
         row["WEIGHTS"], row["weights"] = "random", "random"  # another SEED draws others
     row["link"] = quote(os.fsencode(place.relative_to(folder.parent).as_posix()))
-    used = split[split.get("split", split.get("fold", split["label"])).ne("left out")]
+    used = split[split.get("split", split.get("fold", split["label"])).ne("excluded")]
     row["films"] = f"{len(used)} films of {used['group'].nunique()} patients"
     names = ["path", "label", "film_sha256"] + ["group"] * (row["FOLD"] != "other collection")
     digests = pd.util.hash_pandas_object(split[names], index=False)
@@ -351,7 +351,7 @@ def compare(output_dir):
             places = [file.parent, *file.parent.glob("test")]
             found += [read_run(file.parent, place) for place in places]
         except UserError as error:  # the others are shown
-            log.warning("left out of the comparison: %s", error)
+            log.warning("excluded from the comparison: %s", error)
     if not found:
         return
     rows, films = zip(*found, strict=True)

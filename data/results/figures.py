@@ -184,7 +184,7 @@ def draw_films(films, images, brightness):
     A row goes in equal steps from its darkest to its brightest film: masks, negatives and failed crops stand at
     its ends. Lesion boxes are dashed. images: uint8 (N, S, S); brightness: mean grey values (N,), as in `films`.
     """
-    used = films[films["left_out"] == ""]
+    used = films[films["excluded"] == ""]
     sets = used["split"].where(used["fold"] == "", "")  # a fold is a random part
     kinds = (sets + "\n" + used["container"]).str.strip()
     shown = kinds.value_counts().index[: ROWS // 2]

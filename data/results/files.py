@@ -120,7 +120,7 @@ def write_results(folder, settings, films, images, results, recorded, held_out="
     """
     note = recorded["note"]
     properties = list_properties(films, images, settings.CROP)
-    table = films.loc[films["left_out"] == "", ["path", "label", held_out]].join(properties)
+    table = films.loc[films["excluded"] == "", ["path", "label", held_out]].join(properties)
     write_table(table, folder / "properties.csv", note)
     title = f"films of {settings.DATA_DIR.name} as the network sees them"
     write_figure(draw_films(films, images, properties["mean_grey"]), folder / "films.png", title, note, [".png"])

@@ -58,13 +58,13 @@ UNDEFINED = " A ratio of nothing is undefined, as the precision where nothing is
 
 
 def describe_data(settings, split):
-    """What the films were, what was left out, and who was held out."""
+    """What the films were, what was excluded, and who was held out."""
     collection, constants = settings["collection"], settings["constants"]
     parts = [f"The data were {collection['images']} mammograms of {collection['patients']} patients"
              f" ({constants['DATA_DIR']})."]
-    for reason, count in collection["left_out"].items():
+    for reason, count in collection["excluded"].items():
         if reason:
-            parts.append(f"{count} films were left out: {reason}.")
+            parts.append(f"{count} films were excluded: {reason}.")
     if unknown := collection["patient_from"].get("unknown", 0):
         parts.append(f"The patients of {unknown} films are unknown; each film counts as a patient of its own, so"
                      " that results may look too good.")

@@ -421,8 +421,8 @@ def describe_model(model, settings):
 class FoldedConvolution(keras.layers.Layer):
     """A convolution and the frozen batch norm after it in one pass, with the variables of both layers.
 
-    With s = gamma / sqrt(variance + epsilon), the batch norm of conv(x, kernel) + bias is
-    conv(x, s * kernel) + s * (bias - mean) + beta. This passes over the feature maps once instead of four times.
+    The batch norm of conv(x, kernel) + bias is conv(x, s * kernel) + s * (bias - mean) + beta.
+    Here s is gamma / sqrt(variance + epsilon). This passes over the feature maps once instead of four times.
     """
 
     def __init__(self, convolution, norm):
@@ -570,9 +570,9 @@ def make_datasets(images, films, settings):
 def name_run(settings, films, model, weights):
     """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its result>.
 
-    This is: the images and their split, the network, its precision and weights, the constants of the training, the
-    code, the releases of the packages, and whether a GPU trains. DATA_DIR, FOLD and CROP count only through the
-    images and their split. SATURATION does not count, as all films are grey.
+    What decides are the images and their split, the network, its weights and its precision. So do the constants of
+    the training, the code, the releases of the packages, and whether a GPU trains. DATA_DIR, FOLD and CROP count
+    through the images and their split. SATURATION does not count, as all films are grey.
     """
     names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", "BRIGHTNESS", "CONTRAST", "THRESHOLD")
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
@@ -854,7 +854,7 @@ def describe_run(settings, films, console):
                       for name, value in settings._asdict().items()},
         "collection": collection,
         "split": {"given": bool(dealt.empty), "dealt": hash_to_digits(dealt.tolist())} | {
-            f"{side}, {label}": f"{size} films of {patients} patients"
+            f"{side}, {label}": f"{size} mammograms of {patients} patients"
             for (side, label), (size, patients) in sides.iterrows()},
         "versions": {"python": platform.python_version(), "code": hash_to_digits(CODE)} | {
             module.__name__: module.__version__ for module in modules},
@@ -883,7 +883,7 @@ def pool_folds(folders, films, images, fingerprints, settings):
     predictions["probability"] = special.expit(predictions["logit"])
     if sorted(predictions["path"]) != sorted(films["path"][films["fold"].str.isdigit()]):
         names = ", ".join(part.name for part in folders)
-        raise UserError(f"the predictions.csv of {names} do not have each film once: {REMEDY}.")
+        raise UserError(f"the predictions.csv of {names} do not have each mammogram once: {REMEDY}.")
     maps = np.concatenate([read_array(place / "maps.npy", np.float32, (len(part), None, None))
                            for place, part in zip(folders, parts, strict=True)])
     records = [read_json(part / "settings.json", TO_REPORT | {"seconds": {"training": is_number}})
@@ -995,15 +995,14 @@ def match_boxes(lesion_boxes, paths):
             boxes.setdefault(same_name[0], box)
         else:
             unused.append(str(key))
-    warn("lesion boxes belong to no film, or to several of that name", unused)
+    warn("lesion boxes belong to no mammogram, or to several of that name", unused)
     return boxes
 
 
 def predict(run, films, overlays=None, lesion_boxes=None):
     """A table of new films: path, probability (of malignancy), predicted, trained_on, reason.
 
-    trained_on: True if the model was trained on the film or its patient, else False or "unknown": see list_seen.
-    reason: why a film cannot be read, else "".
+    trained_on: True, False or "unknown", see list_seen. reason: why a film cannot be read, else "".
 
     run: see load_run; films: a file, a list of files, or a folder with all its images. They are read and cropped
     as in training. lesion_boxes: a dict by path or file name, or the path of a labels.csv; CROP = "lesion" needs
@@ -1037,7 +1036,7 @@ def predict(run, films, overlays=None, lesion_boxes=None):
             results = zip(batch, images, reasons, placed, *explain(np.stack(images)), strict=True)
             for path, image, reason, lesions, logit, cam in results:
                 if not reason and np.isnan(logit):
-                    reason = "the model gives no number for this film, and may be damaged"
+                    reason = "the model gives no number for this mammogram, and may be damaged"
                 if overlays and not reason:
                     file = overlays / f"{len(rows):05d}_{cut_name(path.stem)}.png"
                     try:
@@ -1048,9 +1047,9 @@ def predict(run, films, overlays=None, lesion_boxes=None):
                                     getattr(error, "strerror", "no file can have this name"))
                         overlays = None
                 rows.append((str(path), np.nan if reason else special.expit(logit), reason))
-            log.info("%d of %d films", len(rows), len(paths))
+            log.info("%d of %d mammograms", len(rows), len(paths))
     if new := kinds - {*depths}:
-        log.warning("the run was trained without %s: each such film is scaled by its own bit depth",
+        log.warning("the run was trained without %s: each such mammogram is scaled by its own bit depth",
                     " and ".join(sorted(new)))
     table = pd.DataFrame(rows, columns=["path", "probability", "reason"])
     calls = np.take(CLASSES, table["probability"] >= constants["THRESHOLD"])
@@ -1080,11 +1079,12 @@ def validate(run, data_dir):
     write_leaks(films, settings.OUTPUT_DIR)
     if films["split"].ne("validation").all():
         reasons = "; ".join(f"{count}: {reason}" for reason, count in films["excluded"].value_counts().items())
-        raise UserError(f"{data_dir} has no film that {source.name} can be scored on ({reasons}).")
+        raise UserError(f"{data_dir} has no mammogram that {source.name} can be scored on ({reasons}).")
     check_sides(films, ["validation"])
     results = evaluate(models, images, films, settings)
     if any(predictions["probability"].isna().any() for predictions, _ in results.values()):
-        raise UserError(f"the model of {source} gives no number for some films, and may be damaged: {REMEDY}.")
+        raise UserError(f"the model of {source} gives no number for some mammograms, and may be damaged:"
+                        f" {REMEDY}.")
     notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]
     note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
     name = cut_name(f"{source.name}-on-{data_dir.name}", 200)

@@ -1,13 +1,14 @@
 """Mammograms and results without networks: nothing in this package knows Keras, TensorFlow or common.py.
 
-films.py        which mammograms there are, and whose. names.py: what names and ids tell.
-reading.py      one file to a 224 x 224 image. dicom.py: one DICOM file to grey values.
-duplicates.py   which films show the same picture.
-splits.py       who is trained, validated and tested on. What a model has seen.
-runs.py         the files of a finished run, read and checked.
-results/        metrics, baseline, figures, summary, comparison.
-
-The other folders are public collections, each with a prepare.py. preparing.py is what these share.
+- films.py: which mammograms there are, and whose
+- names.py: what names and ids tell
+- reading.py: one file to a 224 x 224 image
+- dicom.py: one DICOM file to grey values
+- duplicates.py: which films show the same picture
+- splits.py: who is trained, validated and tested on, and what a model has seen
+- runs.py: the files of a finished run, read and checked
+- results/: metrics, baseline, figures, files, summary, comparison
+- preparing.py: what the prepare.py of public collections (in the other folders) share
 """
 import contextlib
 import logging

@@ -110,7 +110,7 @@ def check_deflated(path, pydicom):
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflater.decompress(path.read_bytes()[start:], MAX_BYTES)
     if inflater.unconsumed_tail:
-        raise UserError("a deflated DICOM file that is larger than any film")
+        raise UserError("a deflated DICOM file that is larger than any mammogram")
     if not inflater.eof:
         raise UserError("the file is cut off")
 
@@ -193,8 +193,8 @@ def check_kind(data):
         raise UserError(f"a DICOM object without an image ({kind})")
 
     if "For Processing" in kind or read_word(data, "PresentationIntentType") == "FOR PROCESSING":
-        raise UserError("a raw detector image (FOR PROCESSING), which is not meant for display: export the film"
-                        " for presentation")
+        raise UserError("a raw detector image (FOR PROCESSING), which is not meant for display: export the"
+                        " mammogram for presentation")
 
     with refuse("its image is damaged"):
         element = data.get_item("PixelData")
@@ -204,7 +204,7 @@ def check_kind(data):
     named = f"a DICOM object ({kind})" if kind else "a DICOM object"
     frames = read_integer(data, "NumberOfFrames", 1) or 1
     if frames != 1:
-        raise UserError(f"{named} of {frames} frames, not a single film")
+        raise UserError(f"{named} of {frames} frames, not a single mammogram")
 
     samples = read_integer(data, "SamplesPerPixel", 1)
     if samples != 1 or read_word(data, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
@@ -215,12 +215,12 @@ def check_kind(data):
 def read_pixel_tags(data):
     """Pixels: what the header declares about them. Raises UserError for contradictions.
 
-    rows, columns; allocated, stored: bits of a pixel in the file, and in use; high: the highest bit in use,
-    counted from 0; signed: bool; inverted: whether the lowest value is white.
+    rows, columns: int. allocated: bits of a pixel in the file. stored: bits in use. high: the highest bit in use,
+    counted from 0. signed: bool. inverted: whether the lowest value is white.
     """
     rows, columns = read_integer(data, "Rows"), read_integer(data, "Columns")
     if min(rows, columns) < 1 or rows * columns > MAX_PIXELS:
-        raise UserError(f"{columns} x {rows} pixels, which is no size of a film")
+        raise UserError(f"{columns} x {rows} pixels, which is no size of a mammogram")
 
     allocated = read_integer(data, "BitsAllocated")
     stored = read_integer(data, "BitsStored", read_integer(data, "HighBit", allocated - 1) + 1)
@@ -282,7 +282,7 @@ def check_stream(frame, pixels):
         contradict(f"{pixels.stored} bits a pixel", stream.precision)
     tiles = set(re.findall(TILE_START, frame, re.DOTALL))
     if STREAM_END not in frame[-TAIL:] or len(tiles) < stream.tiles:
-        raise UserError("its compressed image ends too early: the film was cut off when it was copied")
+        raise UserError("its compressed image ends too early: it was cut off when it was copied")
     return stream
 
 
@@ -296,7 +296,7 @@ def join_fragments(value):
     is_rle = not frame.startswith(starts)
     frames = [part for part in fragments if is_rle or part.startswith(starts)]
     if len(offsets) > 4 or len(frames) > 1:  # an offset has 4 bytes
-        raise UserError("its image has several frames: not a single film")
+        raise UserError("its image has several frames: not a single mammogram")
     return frame[max(0, frame.find(JPEG2000_START)) :] if frame.startswith(JP2_START) else frame
 
 
@@ -308,7 +308,7 @@ def unpack_bits(packed, count):
 def decode_rle(frame, pixels):
     """The pixels of an RLE frame as stored: uint8 or uint16 (H, W). Raises UserError.
 
-    PS3.5 annex G: a segment holds one byte of each pixel, the first segment the highest. pydicom is slower and
+    A segment holds one byte of each pixel, the first segment the highest (PS3.5 annex G). pydicom is slower and
     ignores surplus pixels, which shears films. Less than a line of them is padding.
     """
     size, line = pixels.rows * pixels.columns, min(pixels.rows, pixels.columns)

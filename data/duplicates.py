@@ -103,8 +103,10 @@ def find_pictures(fingerprints, threshold, pictures):
 def find_groups(films, fingerprints):
     """The table with its columns group (str), picture (int) and duplicate (bool).
 
-    Films of one picture show the same. group is the patient_id of the first of all films of a patient and their
-    duplicates. fingerprints: complex64 (N, 3, RINGS, WAVES), of take_fingerprints.
+    Films with one number in picture show the same. group is one patient_id for a patient and all duplicates of the
+    films.
+
+    fingerprints: complex64 (N, 3, RINGS, WAVES), of take_fingerprints.
     """
     pictures = np.arange(len(films))
     for number in range(fingerprints.shape[1]):
@@ -124,12 +126,13 @@ def tell_of_joined(films):
     joined = one_each["path"] != sources
     pairs = (sources + " = " + one_each["path"])[joined].tolist()
     if pairs:
-        log.info("%d pairs of films of different patients show the same picture: %s", len(pairs), list_some(pairs))
+        log.info("%d pairs of mammograms of different patients show the same picture: %s", len(pairs),
+                 list_some(pairs))
 
     patients = films.groupby("group")["patient_id"].nunique()
     most = patients.max()
     if most > max(1, LARGE_GROUP * patients.sum()):
-        log.warning("%d of %d patients are joined as one, with %s: compare their films, as films of different"
+        log.warning("%d of %d patients are joined as one, with %s: compare their mammograms, as those of different"
                     " patients may only look alike", most, patients.sum(), quote(patients.idxmax()))
 
 
@@ -137,11 +140,11 @@ def group_duplicates(films, fingerprints):
     """find_groups, and tell of duplicates, of those with different labels, and of patients with both classes."""
     films = find_groups(films, fingerprints)
     if films["duplicate"].any():
-        log.info("%d films show the same picture as another; their patients stay on one side, and count as one",
-                 films["duplicate"].sum())
+        log.info("%d mammograms show the same picture as another. Their patients stay in one set, and count as"
+                 " one", films["duplicate"].sum())
         tell_of_joined(films)
     labels = films.groupby("picture")["label"].transform("nunique")
-    warn("films show the same picture under both labels, one of which is wrong", films["path"][labels > 1])
+    warn("mammograms show the same picture under both labels, one of which is wrong", films["path"][labels > 1])
     if mixed := films.groupby("group")["label"].nunique().gt(1).sum():
-        log.info("%d patients have benign and malignant films", mixed)
+        log.info("%d patients have benign and malignant mammograms", mixed)
     return films

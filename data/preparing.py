@@ -48,7 +48,7 @@ def name_files(files, pattern):
         if match := re.fullmatch(pattern, path.name, re.IGNORECASE):
             name = match[1].lower()
             if name in named:
-                raise UserError(f"{named[name]} and {path} are the same film: remove one of them.")
+                raise UserError(f"{named[name]} and {path} are the same mammogram: remove one of them.")
             named[name] = path
     return named
 

@@ -87,14 +87,14 @@ def open_picture(content):
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise UserError("an image that is larger than any film") from error
+            raise UserError("an image that is larger than any mammogram") from error
         pages = getattr(image, "n_frames", 1)
 
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise UserError(f"{width} x {height} pixels, which is larger than any film")
+        raise UserError(f"{width} x {height} pixels, which is larger than any mammogram")
     if pages > 1:
-        raise UserError(f"{pages} pages or pictures in one file; save the one that is the film")
+        raise UserError(f"{pages} pages or pictures in one file; save the one that is the mammogram")
     if image.format == "PNG" and image.mode != "P" and "transparency" in image.info:
         raise UserError("a PNG in which one grey value or colour is transparent; save it without transparency")
     if image.mode not in MODES:
@@ -347,7 +347,7 @@ def crop_film(grey, shape, margin):
 def is_mask(grey, depth=16):
     """Whether an image is black and white, as masks of lesions are, apart from edges that JPEG has blurred.
 
-    The distance from black and white is compared with the variance: a dark film with a few bright specks is close
+    The distance from black and white is compared with the variance. A dark film with a few bright specks is close
     to black and white, too, but its variance is small.
     """
     step = 1 + min(grey.shape) // 1000  # enough pixels to tell
@@ -404,13 +404,13 @@ def read_native(path, crop, lesion_box):
     boxes = read_boxes(lesion_box)
     starts, ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     if min(width, height) < MIN_SIDE:
-        raise UserError(f"{width} x {height} pixels, too small for a film")
+        raise UserError(f"{width} x {height} pixels, too small for a mammogram")
     if (starts >= (width, height)).any() or (ends > (width + 2, height + 2)).any():  # 2 for rounding
-        raise UserError(f"its lesion_box reaches beyond the film of {width} x {height} pixels")
+        raise UserError(f"its lesion_box reaches beyond the image of {width} x {height} pixels")
 
     whole = image = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
     if np.ptp(to_bytes(whole, row["depth"])) <= BLANK:
-        raise UserError("a blank film: all its pixels are equal, or nearly so")
+        raise UserError("a blank image: all its pixels are equal, or nearly so")
 
     box = {"left": 0, "top": 0, "width": width, "height": height}
     breast = find_breast(grey, row["depth"]) if crop == "breast" or lesion_box else None
@@ -484,20 +484,20 @@ def describe_classes(films):
 def share_depths(films, known):
     """The bits by which each film is scaled: int (N,). Logs them, and warns where films of a container differ.
 
-    The depth of a container is the largest that at least a tenth of its films need, so that no single film decides
-    how the others look. known: bits by container of an earlier run, which are used instead.
+    The depth of a container is the largest that at least a tenth of its films need. So no single film decides how
+    the others look. known: {container: bits} of an earlier run, which are used instead.
     """
     common = films.groupby("container")["depth"].quantile(1 - DECIDING, interpolation="higher").to_dict() | known
     depths = np.array([choose_depth(film.depth, common[film.container]) for film in films.itertuples()])
     for container, part in films.groupby("container"):
         groups = [(depth, part[depths[part.index] == depth]) for depth in np.unique(depths[part.index])]
         if len(groups) == 1:
-            log.info("%d films: %s, %d bits in use", len(part), container, groups[0][0])
+            log.info("%d mammograms: %s, %d bits in use", len(part), container, groups[0][0])
             continue
 
-        counts = [f"{len(group)} films ({describe_classes(group)}) by {depth} bits" for depth, group in groups]
-        log.warning("%s films have several bit depths, which may tell the classes apart: scaled are %s", container,
-                    ", ".join(counts))
+        counts = [f"{len(group)} ({describe_classes(group)}) by {depth} bits" for depth, group in groups]
+        log.warning("%s mammograms have several bit depths, which may tell the classes apart: scaled are %s",
+                    container, ", ".join(counts))
     return depths
 
 
@@ -510,7 +510,7 @@ def tell_of_films(films, crop):
     ):
         if films[column].any():
             paths = films.loc[films[column], "path"]
-            log.warning("%d of %d films %s: %s", len(paths), len(films), sentence, list_some(paths.tolist()))
+            log.warning("%d of %d mammograms %s: %s", len(paths), len(films), sentence, list_some(paths.tolist()))
 
 
 def read_films(films, folder, crop, output_dir, known=None):
@@ -535,7 +535,7 @@ def read_films(films, folder, crop, output_dir, known=None):
                     prints.write(fingerprints)
                 fingerprints_shape = fingerprints.shape
             if len(rows) % 500 == 0:
-                log.info("%d of %d films are read", len(rows), len(films))
+                log.info("%d of %d mammograms are read", len(rows), len(films))
 
     films = films.join(pd.DataFrame(rows))
     if "reason" in films:
@@ -543,7 +543,7 @@ def read_films(films, folder, crop, output_dir, known=None):
         with explain_write_errors(output_dir):
             bad.to_csv(listing, index=False)
         lines = "".join(f"\n  {path!r}: {reason}" for path, reason in bad.head(20).to_numpy())
-        raise UserError(f"{len(bad)} of {len(films)} films cannot be read; repair or remove them (all are"
+        raise UserError(f"{len(bad)} of {len(films)} mammograms cannot be read. Repair or remove them (all are"
                         f" in {listing}):{lines}")
 
     depths, hashes = share_depths(films, known or {}), []

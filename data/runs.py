@@ -1,8 +1,8 @@
 """The files of a finished run, read back: its settings, tables and arrays.
 
-A run folder may be damaged, or come from somebody else or another version. So who reads a file of it says what is
-used: the values of a JSON file, the columns of a table, the shape of an array. A UserError names the file and what
-is missing or wrong in it. Nothing else of a foreign folder is relied on.
+A run folder may be damaged, or come from another person or version. So each reader names what it uses: the values
+of a JSON file, the columns of a table or the shape of an array. A UserError names the file and what is missing or
+wrong in it.
 """
 import contextlib
 import json
@@ -119,7 +119,7 @@ def read_predictions(file):
             table["logit"] = table["logit"].astype(float)
     valid = table["label"].isin(CLASSES) & table["probability"].between(0, 1) & ~table["path"].duplicated()
     if not valid.all():
-        raise UserError(f"{file}: {(~valid).sum()} rows name a film twice, or have no class or no probability:"
+        raise UserError(f"{file}: {(~valid).sum()} rows repeat a mammogram, or lack a class or a probability:"
                         f" {REMEDY}.")
     return table
 

@@ -50,9 +50,9 @@ def check_folds(films):
     if not has_validation(films) and patients.min() < FOLDS:
         but = " outside of its test set" if tested.any() else ""
         raise UserError(
-            f"DATA_DIR has {patients.min()} {patients.idxmin()} patients{but} (those who share a picture count"
-            f" once), but {FOLDS} folds need at least {FOLDS} of each class: add patients, or give a validation"
-            " set, as a column split with train and validation in labels.csv or as folders train/ and val/.")
+            f"DATA_DIR has {patients.min()} {patients.idxmin()} patients{but}, but {FOLDS} folds need {FOLDS} of each"
+            " class: add patients, or bring a validation set (data/README.md). Patients who share a picture count"
+            " once.")
 
 
 def find_first(films, chosen):
@@ -82,11 +82,10 @@ def deal_folds(films, seed):
 def split_patients(films, fold, seed):
     """The table with split "train", "validation", "test" or "excluded", and fold, tested_on, trained_on, excluded.
 
-    A test set that comes with the data stays whole: films of other sets that show one of its patients or pictures
-    are excluded, and tested_on is the path of such a test film. A validation set that comes with the data loses
-    films that show a patient or a picture of the training set; trained_on is the path of such a training film.
-    Without one, the training films are dealt into folds, "0" to "4", and the number `fold` is held out for
-    validation. Films with a reason in excluded are dealt, too, so that the folds do not depend on CROP.
+    A test set that comes with the data stays whole. Films of other sets that show one of its patients or pictures
+    are excluded. tested_on is the path of such a test film. A validation set that comes with the data loses films
+    that show a patient or a picture of the training set. trained_on is the path of such a training film. Without a validation set, the training films are dealt into folds, "0" to "4". The fold `fold` is held out.
+    Films with a reason in excluded are dealt, too, so that the folds do not depend on CROP.
 
     films: path, label, group, excluded, and split as the data gives it ("", "train", "validation" or "test").
     fold: 0 to FOLDS - 1. seed: SPLIT_SEED. Raises UserError where there are too few patients.
@@ -158,8 +157,9 @@ def read_trained(folder, shape):
     """(trained, prints, complete): what the model of a run has seen, in its run and in those that it started from.
 
     trained: the films, with path, patient_id and more. prints: their fingerprints, one array for each run.
-    complete: False where a file is missing or older, or where weights are neither from a run nor from ImageNet.
-    shape: that of the fingerprints of a film. Raises UserError where a file of these runs is damaged.
+    complete: False if a file is missing or older, or if weights are neither from a run nor from ImageNet.
+
+    shape: that of the fingerprints of a film. Raises UserError if a file of these runs is damaged.
     """
     tables, prints, earlier = [pd.DataFrame(columns=["path", "patient_id"], dtype=str)], [], set()
     while True:
@@ -190,8 +190,8 @@ def read_trained(folder, shape):
 def find_seen(films, fingerprints, collection, trained, prints):
     """(films, seen): the films in groups, and for each the path of a film of its group in `trained`, else NaN.
 
-    collection: goes before a path, a number or a text that stands for a patient in these films only, such as
-    case1 of case1_L_CC.png. trained, prints: see read_trained.
+    collection: a prefix of patients that only these films know, such as case1 of case1_L_CC.png.
+    trained, prints: see read_trained.
     """
     own = films["patient_from"].isin(["unknown", TEXT]) | films["patient_id"].str.startswith("dicom_")
     films = films.assign(patient_id=films["patient_id"].mask(own, f"{collection}: " + films["patient_id"]))
@@ -213,8 +213,8 @@ def check_unseen(films, fingerprints, settings):
     seen = find_seen(films, fingerprints, settings.DATA_DIR.name, trained, prints)[1].notna().to_numpy()
     if seen.any():
         raise UserError(f"WEIGHTS: {settings.WEIGHTS} was trained on {films['group'][seen].nunique()} of the"
-                        f" {films['group'].nunique()} held-out patients, so its results would look better than"
-                        " they are: use the FOLD and SPLIT_SEED of that run, or other weights.")
+                        f" {films['group'].nunique()} held-out patients. Use the FOLD and SPLIT_SEED of that run,"
+                        " or other weights.")
     if complete:
         log.info("none of the held-out patients is in the training set of %s", folder.name)
 

@@ -399,7 +399,7 @@ def test_no_bad_folder_prevents_the_page(write_run, compare, caplog, monkeypatch
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(messages) == len({re.search(r"bad-\d\d", message)[0] for message in messages}) == len(SPOILT) + 1
     for message in messages:
-        assert re.match(r"excluded from the comparison: .*(settings|metrics|predictions|split)\.(json|csv)", message)
+        assert re.match(r"excluded from the comparison: .*(settings|metrics|predictions|split)\.(js|cs)", message)
         assert len(message) < 1000
         assert not re.search(r"Error|Errno|Traceback|object|dtype|[\x00-\x1f\ud800]", message)
 

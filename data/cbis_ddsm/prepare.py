@@ -150,7 +150,8 @@ def choose_image(places, index, crops):
 def find_lesion(places, index):
     """((height, width) of a mask, boxes, "") of a lesion, or (None, None, reason).
 
-    places: those of crop and mask, as in choose_image(). A mask may be in several files: their union counts.
+    places: those of crop and mask, as in choose_image(). If a mask is in several files, their union counts.
+
     boxes: int (K, 4), x, y, width and height of its connected parts, in pixels of the mask.
     """
     images, reason = read_images(find_images(places, index))
@@ -171,7 +172,7 @@ def scale_boxes(boxes, mask, film):
     boxes: as in find_lesion(); mask, film: their (height, width), that of a film None where it cannot be read.
     """
     if film is None:
-        return [], "its film cannot be read"
+        return [], "its mammogram cannot be read"
     if abs(mask[1] * film[0] - film[1] * mask[0]) > mask[0] + film[0]:  # more than sizes in whole pixels explain
         return [], f"its mask has {mask[1]} x {mask[0]} pixels, the film {film[1]} x {film[0]}"
     scale = np.array([film[1] / mask[1], film[0] / mask[0]])

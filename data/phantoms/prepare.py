@@ -2,10 +2,10 @@
 
     python data/phantoms/prepare.py
 
-writes 240 images of 120 invented patients (a CC and an MLO view each) to data/phantoms/images and
-their labels.csv beside it, in a few seconds, the same bytes from the same SEED. data/films.py calls
-it where they are missing. Nothing here was ever a person: a phantom shows that a pipeline learns and
-measures, never how good it would be on patients.
+writes 240 images of 120 invented patients (a CC and an MLO view each) to data/phantoms/images, and
+labels.csv beside this folder. The same SEED gives the same bytes. data/films.py calls it if the images
+are missing. A phantom shows that a pipeline learns and measures. It does not show how good the pipeline
+would be on patients.
 
 A breast is an outline against the chest wall, filled with noise of a power-law spectrum (Burgess,
 Jacobson and Judy 2001, Med. Phys. 28:419: exponent about 3 in mammograms). It holds one mass: a

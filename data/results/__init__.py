@@ -1,5 +1,7 @@
 """From predictions to metrics, figures, a summary and one page of all runs. No film is opened, no network used.
 
-metrics.py has the metrics with intervals, baseline.py the forest of file properties. figures.py draws, files.py
-writes the files of a result, summary.py writes it as text. comparison.py makes one page of all finished runs.
+- metrics.py: metrics with intervals
+- baseline.py: the random forest of file properties
+- figures.py, files.py, summary.py: a result as pictures, as files and in words
+- comparison.py: one page of all finished runs
 """

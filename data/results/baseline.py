@@ -174,7 +174,7 @@ def count_by_class(values, malignant):
         leaves = TREE.fit(column, malignant).apply(column)
         ranges = sorted((part for _, part in values.groupby(leaves)), key=min)
         parts = {f"{part.min():.4g} to {part.max():.4g}": malignant[part.index] for part in ranges}
-    counts = [f"{value}: {part.sum()} malignant, {(~part).sum()} benign films" for value, part in parts.items()]
+    counts = [f"{value}: {part.sum()} malignant, {(~part).sum()} benign" for value, part in parts.items()]
     return f"{values.name.replace('_', ' ').capitalize()} {'; '.join(counts)}."
 
 
@@ -198,7 +198,7 @@ def warn_of_giveaways(films, images, crop, seed):
 
     ranked = rank_properties(trainings, properties, training["label"], folds)
     names = [name for name, auc in ranked.items() if auc > max(ranked.values()) - 0.1]
-    found = f"File properties alone predict the class of a film (AUC {with_interval(results, 'auc')})."
+    found = f"File properties alone predict the class of a mammogram (AUC {with_interval(results, 'auc')})."
     counts = [count_by_class(properties[name], malignant) for name in names[:NAMED]]
     advice = "A network may learn these properties instead of the look of lesions."
     log.warning(" ".join([found, *counts, advice]), extra={"limit": True})

@@ -75,7 +75,7 @@ def read_run(folder, place):
         row["WEIGHTS"], row["weights"] = "random", "random"  # another SEED draws others
     row["link"] = quote(os.fsencode(place.relative_to(folder.parent).as_posix()))
     used = split[split.get("split", split.get("fold", split["label"])).ne("excluded")]
-    row["films"] = f"{len(used)} films of {used['group'].nunique()} patients"
+    row["films"] = f"{len(used)} mammograms of {used['group'].nunique()} patients"
     names = ["path", "label", "film_sha256"] + ["group"] * (row["FOLD"] != "other collection")
     digests = pd.util.hash_pandas_object(split[names], index=False)
     dealt = f"{settings['split'].get('dealt')} by {row['SPLIT_SEED']}"  # which films, not those of a test set
@@ -228,7 +228,7 @@ def answer(best, others, differences):
             alike += 1
 
     if not claims and not alike:
-        return f"No setting can be compared with the best ({best.name}): none held out the same films."
+        return f"No setting can be compared with the best ({best.name}): none held out the same mammograms."
     if not claims:
         return f"No setting can be told from the best ({best.name}): all differences include 0."
     if alike:
@@ -267,14 +267,14 @@ def show_baseline(setting):
 def show_difference(best, other, difference):
     """What subtract_aucs gives; where a setting held out other films, both AUCs on the common ones, too."""
     if difference is None:
-        return "no common films"
+        return "no common mammograms"
     text = describe_difference(*difference)
     common = best.films.index.intersection(other.films.index)
     if len(common) == len(best.films) == len(other.films):
         return text
     first, second = (measure(setting.films.loc[common], setting.scores.loc[common])["auc"]
                      for setting in (best, other))
-    return f"{first:.2f} against {second:.2f}<br>on the {len(common)} common films:<br>{text}"
+    return f"{first:.2f} against {second:.2f}<br>on the {len(common)} common mammograms:<br>{text}"
 
 
 def show_table(settings, differences):
@@ -290,7 +290,7 @@ def show_table(settings, differences):
             row["best minus this"] = difference
         count, deviation = setting.results["trainings"], setting.results["sd"]["auc"]
         row["trainings"] = "1" if count == 1 else f"{count}<br>SD of AUC {deviation:.2f}"
-        row["held out"] = fill("{folds}<br>{films} films<br>of {patients} patients", films=len(setting.films),
+        row["held out"] = fill("{folds}<br>{films} mammograms<br>of {patients} patients", films=len(setting.films),
                                folds=describe_folds(setting.films.index.unique("fold")),
                                patients=setting.films["group"].nunique())
         row |= {name.replace("_", " "): draw_metric(setting.results, name) for name in METRICS}
@@ -334,7 +334,7 @@ def show_section(runs, films, names, output_dir):
         OTHERS + show_table(others, cells[len(ranked) :]) if others else "",
         BEST * bool(rest),
         fill("<p>All settings: {same}, SPLIT_SEED {seed}.</p>", same=same, seed=last["SPLIT_SEED"]),
-        *(fill("<a href='{sheet}'><img class='films' src='{sheet}' alt='films as the network sees them'></a>",
+        *(fill("<a href='{sheet}'><img class='films' src='{sheet}' alt='mammograms as the network sees them'></a>",
                sheet=sheet) for sheet in sheets if (output_dir / os.fsdecode(unquote_to_bytes(sheet))).exists()),
         *(part for setting in (best, *rest) for part in show_runs(setting, output_dir)),
     ]).replace("<details>", "<details open>", 1)  # of the best
@@ -367,7 +367,7 @@ def compare(output_dir):
         compare(output_dir)
 
 
-OTHERS = "<p>Settings that held out fewer or other films, compared with the best on the common films:</p>"
+OTHERS = "<p>Settings that held out fewer or other mammograms, compared with the best on the common ones:</p>"
 BEST = """<p>The best was picked on these patients: its figures are optimistic. The intervals of all pairs hold
 together with 95 % (Bonferroni). With one training of each setting they cover patients only: train again with other
 values of SEED.</p>"""
@@ -390,6 +390,6 @@ svg { display: block; width: 7rem; fill: #0072b2; stroke: #0072b2; }
 <h1>Mammograms: benign or malignant</h1>
 <p><strong>Research software, not for clinical use.</strong> In brackets: 95 % intervals over patients. Folds are
 pooled: counts are added, AUC and average precision are their mean. "File properties alone" is a random forest that
-knows format, size and brightness of the films: only what a network does better is its own. Claims of the original
+knows format, size and brightness of the files: only what a network does better is its own. Claims of the original
 work, not measured here: ResNet50 accuracy .85, precision .86, recall .84, F1 .85; VGG16 .83, .84, .82, .83.</p>
 """

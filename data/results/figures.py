@@ -122,7 +122,7 @@ def draw_precision_recall(scores, results, band):
         for number, fold in enumerate(np.unique(folds)):
             draw_steps(folds == fold, color="0.6", lw=0.8, zorder=1, label=None if number else "each fold")
     share = labels.mean()
-    axes.axhline(share, color="k", ls="--", label=f"chance (share of malignant films {share:.2f})")
+    axes.axhline(share, color="k", ls="--", label=f"chance (share of malignant mammograms {share:.2f})")
     if results["precision"] is not None:
         axes.plot(results["recall"], results["precision"], "ko", label=f"threshold {results['threshold']}")
     axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -142,7 +142,7 @@ def draw_calibration(scores, results):
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "k:", label="perfectly calibrated")
     axes.plot(points["probability", "mean"], points["malignant", "mean"], "s-",
-              label=f"malignant of all films at a point; Brier score {with_interval(results, 'brier')}")
+              label=f"malignant of all mammograms at a point; Brier score {with_interval(results, 'brier')}")
     for x, y, malignant, size in points.itertuples(index=False):
         above = -8 if y > 0.9 else 8  # points; there may be no room above
         axes.annotate(f"{malignant:.0f} of {size:.0f}", (x, y), (0, above), textcoords="offset points",
@@ -207,7 +207,7 @@ def draw_films(films, images, brightness):
     axes.set(xlim=(-1.4 / size, step * SHEET), ylim=(line * len(groups), 0))
     axes.set_axis_off()
     missing = used.index.size - sum(map(len, groups.values()))
-    more = f"; {missing} films are of other containers or sets" if missing else ""
+    more = f"; {missing} mammograms are of other containers or sets" if missing else ""
     axes.set_title(f"in each row from the darkest to the brightest{more}", fontsize=9)
     return figure
 

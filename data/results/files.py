@@ -115,14 +115,14 @@ def write_folds(folder, output_dir, names, predictions, title, note):
 def write_results(folder, settings, films, images, results, recorded, held_out="split", trainings=None):
     """Write the files that every result has.
 
-    recorded: settings.json; held_out: "split" or "fold", the column of split.csv that says which were held out;
-    trainings: what the models were trained on, where it was another collection (baseline.read_trainings).
+    recorded: the content of settings.json. held_out: the column of split.csv that says which were held out, "split"
+    or "fold". trainings: baseline.read_trainings() of the run, if the models were trained on another collection.
     """
     note = recorded["note"]
     properties = list_properties(films, images, settings.CROP)
     table = films.loc[films["excluded"] == "", ["path", "label", held_out]].join(properties)
     write_table(table, folder / "properties.csv", note)
-    title = f"films of {settings.DATA_DIR.name} as the network sees them"
+    title = f"mammograms of {settings.DATA_DIR.name} as the network sees them"
     write_figure(draw_films(films, images, properties["mean_grey"]), folder / "films.png", title, note, [".png"])
     trainings = trainings or list_trainings(table)
     for predictions, maps in results.values():

@@ -242,7 +242,7 @@ def measure_with_curves(labels, probabilities, patients, seed=0, threshold=0.5, 
     films, probabilities = tabulate(labels, patients, folds), np.asarray(probabilities, float)
     one_class = films.groupby("fold")["label"].transform("nunique") == 1
     if one_class.any():
-        log.warning("%d films do not count for AUC and average precision, as their fold has one class only",
+        log.warning("%d mammograms do not count for AUC and average precision, as their fold has one class only",
                     one_class.sum())
 
     predicted = probabilities >= threshold
@@ -347,9 +347,11 @@ def average_films(labels, probabilities, patients, folds, sides):
 def play_pointing_game(boxes, maps, true_positives):
     """How often the peak of a map lies in a lesion box of its film (Zhang et al. 2016), as a dict.
 
-    boxes: of N films, each (left, top, width, height) as shares of the image; maps: float (N, h, w), an empty map
-    is a miss; true_positives: bool (N,). "other_films" is the baseline: how often the peaks of the other films lie
-    in the boxes of a film. Peaks that always lie in the middle do no better than it.
+    boxes: of N films, each (left, top, width, height) as shares of the image. maps: float (N, h, w). An empty map
+    is a miss. true_positives: bool (N,).
+
+    "other_films" is the baseline: how often the peaks of the other films lie in the boxes of a film. Peaks that
+    always lie in the middle do no better than it.
     """
     rows, columns = np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[1:])
     x, y = (columns + 0.5) / maps.shape[2], (rows + 0.5) / maps.shape[1]
@@ -370,7 +372,7 @@ def play_pointing_game(boxes, maps, true_positives):
 def describe_held_out(results):
     """The films and patients of a metrics.json as text: 48 held-out films of 24 patients."""
     films, patients = results["validation_images"], results["validation_patients"]
-    return f"{films} {'test' if results['side'] == 'test' else 'held-out'} films of {patients} patients"
+    return f"{films} {'test' if results['side'] == 'test' else 'held-out'} mammograms of {patients} patients"
 
 
 def with_interval(results, name):

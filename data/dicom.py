@@ -215,8 +215,11 @@ def check_kind(data):
 def read_pixel_tags(data):
     """Pixels: what the header declares about them. Raises UserError for contradictions.
 
-    rows, columns: int. allocated: bits of a pixel in the file. stored: bits in use. high: the highest bit in use,
-    counted from 0. signed: bool. inverted: whether the lowest value is white.
+    - rows, columns: int
+    - allocated, stored: bits of a pixel in the file, and bits in use
+    - high: the highest bit in use, counted from 0
+    - signed: bool
+    - inverted: whether the lowest value is white
     """
     rows, columns = read_integer(data, "Rows"), read_integer(data, "Columns")
     if min(rows, columns) < 1 or rows * columns > MAX_PIXELS:
@@ -308,8 +311,8 @@ def unpack_bits(packed, count):
 def decode_rle(frame, pixels):
     """The pixels of an RLE frame as stored: uint8 or uint16 (H, W). Raises UserError.
 
-    A segment holds one byte of each pixel, the first segment the highest (PS3.5 annex G). pydicom is slower and
-    ignores surplus pixels, which shears films. Less than a line of them is padding.
+    A segment holds one byte of each pixel, the first segment the highest (PS3.5 annex G). The decoder of pydicom
+    is slower. It ignores surplus pixels, which shears films. Less than a line of them is padding.
     """
     size, line = pixels.rows * pixels.columns, min(pixels.rows, pixels.columns)
     with refuse(DAMAGED):

@@ -50,9 +50,9 @@ def check_folds(films):
     if not has_validation(films) and patients.min() < FOLDS:
         but = " outside of its test set" if tested.any() else ""
         raise UserError(
-            f"DATA_DIR has {patients.min()} {patients.idxmin()} patients{but}, but {FOLDS} folds need {FOLDS} of each"
-            " class: add patients, or bring a validation set (data/README.md). Patients who share a picture count"
-            " once.")
+            f"DATA_DIR has {patients.min()} {patients.idxmin()} patients{but}, but {FOLDS} folds need {FOLDS} of"
+            " each class: add patients, or bring a validation set (data/README.md). Patients who share a picture"
+            " count once.")
 
 
 def find_first(films, chosen):
@@ -82,10 +82,12 @@ def deal_folds(films, seed):
 def split_patients(films, fold, seed):
     """The table with split "train", "validation", "test" or "excluded", and fold, tested_on, trained_on, excluded.
 
-    A test set that comes with the data stays whole. Films of other sets that show one of its patients or pictures
-    are excluded. tested_on is the path of such a test film. A validation set that comes with the data loses films
-    that show a patient or a picture of the training set. trained_on is the path of such a training film. Without a validation set, the training films are dealt into folds, "0" to "4". The fold `fold` is held out.
-    Films with a reason in excluded are dealt, too, so that the folds do not depend on CROP.
+    - A test set that comes with the data stays whole. Films of other sets that show one of its patients or
+      pictures are excluded. tested_on is the path of such a test film.
+    - A validation set that comes with the data loses films that show a patient or a picture of the training set.
+      trained_on is the path of such a training film.
+    - Without a validation set, the training films are dealt into folds, "0" to "4". The fold `fold` is held out.
+      Films with a reason in excluded are dealt, too, so that the folds do not depend on CROP.
 
     films: path, label, group, excluded, and split as the data gives it ("", "train", "validation" or "test").
     fold: 0 to FOLDS - 1. seed: SPLIT_SEED. Raises UserError where there are too few patients.

@@ -1,8 +1,8 @@
 """Make labels.csv for CBIS-DDSM: digitised films with biopsy-proven labels, in a download of yours.
 
 Get the images from TCIA (https://www.cancerimagingarchive.net/collection/cbis-ddsm/, DICOM, 164 GB) or Kaggle
-(awsaf49/cbis-ddsm-breast-cancer-image-dataset, a JPEG copy), and the four tables *_case_description_*_set.csv
-from TCIA (Kaggle has them in csv/). Leave everything as it comes, with the tables anywhere below the download
+(awsaf49/cbis-ddsm-breast-cancer-image-dataset, a JPEG copy). The four tables *_case_description_*_set.csv are
+at TCIA, too (Kaggle has them in csv/). Leave everything as it comes, with the tables anywhere below the download
 or beside this file. Then
 
     python data/cbis_ddsm/prepare.py DOWNLOAD            whole films, with the boxes of their lesions

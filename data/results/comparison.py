@@ -373,21 +373,29 @@ together with 95 % (Bonferroni). With one training of each setting they cover pa
 values of SEED.</p>"""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Mammograms: benign or malignant</title>
+
 <style>
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }
 body { max-width: 78rem; margin: auto; padding: 1rem; }
 h2, h3, p, td, summary { overflow-wrap: anywhere; }
+
 table { display: block; overflow-x: auto; border: 0; font-size: 0.8rem; }
 th, td { padding: 0.3rem; text-align: left; border: 0; border-bottom: 1px solid #8886; }
 td { white-space: nowrap; }
+
 span { display: inline-block; max-width: 12rem; white-space: normal; overflow-wrap: anywhere; }
+
 mark { background: #b22222; color: #fff; }
 img { max-width: 100%; max-height: 25rem; }
 img.films { max-height: none; }
+
 svg { display: block; width: 7rem; fill: #0072b2; stroke: #0072b2; }
+
 @media print { @page { size: landscape; } table { display: table; } img, tr { break-inside: avoid; } }
 </style>
+
 <h1>Mammograms: benign or malignant</h1>
+
 <p><strong>Research software, not for clinical use.</strong> In brackets: 95 % intervals over patients. Folds are
 pooled: counts are added, AUC and average precision are their mean. "File properties alone" is a random forest that
 knows format, size and brightness of the files: only what a network does better is its own. Claims of the original

@@ -115,8 +115,10 @@ def write_folds(folder, output_dir, names, predictions, title, note):
 def write_results(folder, settings, films, images, results, recorded, held_out="split", trainings=None):
     """Write the files that every result has.
 
-    recorded: the content of settings.json. held_out: the column of split.csv that says which were held out, "split"
-    or "fold". trainings: baseline.read_trainings() of the run, if the models were trained on another collection.
+    recorded: the content of settings.json. held_out: "split" or "fold", the column of split.csv that says which
+    films were held out.
+
+    trainings: baseline.read_trainings() of the run, if the models were trained on another collection.
     """
     note = recorded["note"]
     properties = list_properties(films, images, settings.CROP)

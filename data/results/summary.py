@@ -68,8 +68,8 @@ https://doi.org/10.1148/ryai.240300) that this folder answers:
 
 {claim}
 
-The other items are left to the authors, such as the source of the mammograms (7), the criteria of inclusion
-(8), the acquisition (13) and the reference standard (14 to 18).
+The other items are left to the authors. Among them are the source of the mammograms (7), the criteria of
+inclusion (8), the acquisition (13) and the reference standard (14 to 18).
 """
 UNDEFINED = " A ratio of nothing is undefined, such as the precision if nothing is predicted malignant."
 CLAIM = {  # item of the 2024 update: (what it asks for, place in the folder of a run)

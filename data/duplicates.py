@@ -20,11 +20,12 @@ ROUNDING = 1e-5  # how far 32 bits may put a bound too low
 
 
 def fingerprint(image, shape):
-    """The texture on circles around the centre of a picture: complex64 (RINGS, WAVES), of norm 1 or less.
+    """(texture, shown): the texture on circles around the centre of a picture, and how much tissue they show.
 
-    image: (S, S), uint8, uint16 or float of any scale; shape: the (height, width) in which a circle is round.
-    Turning shifts the phases, mirroring turns them round. Waves are whitened, what stands out is damped. The norm
-    is less than 1 where the circles show little but a black margin, as all films look alike there.
+    texture: complex64 (RINGS, WAVES), of norm 1. shown: share of the circles that is not black, 0 to 1.
+    image: (S, S), uint8, uint16 or float of any scale. shape: the (height, width) in which a circle is round.
+
+    Turning shifts the phases, mirroring turns them round. Waves are whitened, what stands out is damped.
     """
     size, angles = len(image), 2 * np.pi * np.arange(ANGLES) / ANGLES
     radii = (np.arange(RINGS) + 0.5)[:, None] / RINGS / 2  # of the shorter side
@@ -39,8 +40,13 @@ def fingerprint(image, shape):
     texture = np.tanh(texture / (np.abs(texture).mean(axis=1, keepdims=True) + 1e-6)) * np.sqrt(radii)
     found = np.fft.rfft(texture)[:, 1 : WAVES + 1].astype(np.complex64)
     shown = np.mean(circles > smooth.min() + DARK * np.ptp(smooth))
+    return found / np.float32(np.linalg.norm(found) + 1e-6), shown
+
+
+def distrust_margins(texture, shown):
+    """A texture of a smaller norm if the circles show little but a black margin, as all films look alike there."""
     trust = min(1, shown / LEAST_SHOWN) ** 0.1  # falls slowly, or copies with a little less tissue would be lost
-    return found * np.float32(trust / (np.linalg.norm(found) + 1e-6))
+    return texture * np.float32(trust)
 
 
 def cut_content(image, shape):
@@ -64,14 +70,15 @@ def cut_content(image, shape):
 
 
 def take_fingerprints(image, shape):
-    """Of the film, of its squashed image and of its content: complex64 (3, RINGS, WAVES); see fingerprint.
+    """Textures of the film, of its squashed image and of its content: complex64 (3, RINGS, WAVES).
 
     The first two know a film whose tones have changed, the last a film on another canvas. Squashed films that are
     turned share their corners: two patients reach 0.88 there.
     """
-    content = fingerprint(cut_content(image, shape), (1, 1))
-    content /= np.linalg.norm(content) + np.float32(1e-6)  # it has no margin to distrust
-    return np.stack([fingerprint(image, shape), fingerprint(image, (1, 1)), content])
+    film = distrust_margins(*fingerprint(image, shape))
+    squashed = distrust_margins(*fingerprint(image, (1, 1)))
+    content, _ = fingerprint(cut_content(image, shape), (1, 1))  # without margin
+    return np.stack([film, squashed, content])
 
 
 def connect(edges, count):

@@ -4,16 +4,15 @@ import io
 import os
 import re
 import sys
-import warnings
 from pathlib import Path
 
 import pandas as pd
 import PIL.Image
 
 from data import UserError, replace
+from data.dicom import import_pydicom
 from data.films import absolute
 
-SIDES = {"l": "left", "left": "left", "r": "right", "right": "right"}  # as collections write them, in lower case
 DATA = Path(__file__).resolve().parent
 
 
@@ -100,16 +99,6 @@ def read_table(path, columns):
     if missing := [column for column in columns if column not in table]:
         raise UserError(f"{path} has no column {' and no column '.join(missing)}: get it anew.")
     return table[list(columns)].rename(columns=columns).apply(lambda column: column.str.strip())
-
-
-def import_pydicom():
-    """The package that reads DICOM files. Raises UserError where it is not installed."""
-    try:
-        import pydicom
-    except ModuleNotFoundError as error:
-        raise UserError("DICOM files need one more package: pip install pydicom") from error
-    warnings.filterwarnings("ignore", module="pydicom")  # of tags that no one here reads
-    return pydicom
 
 
 def read_header(path, tags):

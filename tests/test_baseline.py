@@ -176,10 +176,10 @@ def collection(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "suffix", "counts"), [
-    (np.copy, ".jpg", "Format 8 bit JPEG, grey: 24 malignant, 0 benign films;"
-                      " 8 bit PNG, grey: 0 malignant, 24 benign films."),
+    (np.copy, ".jpg", "Format 8 bit JPEG, grey: 24 malignant, 0 benign;"
+                      " 8 bit PNG, grey: 0 malignant, 24 benign."),
     (lambda pixels: cv2.resize(pixels, (80, 80)), ".png",
-     "Film height 60 to 64: 0 malignant, 24 benign films; 80 to 80: 24 malignant, 0 benign films."),
+     "Film height 60 to 64: 0 malignant, 24 benign; 80 to 80: 24 malignant, 0 benign."),
     (lambda pixels: pixels // 3, ".png", "Mean grey "),
 ])
 def test_a_format_a_size_or_a_brightness_that_tells_the_classes_apart_is_named(
@@ -216,7 +216,7 @@ def test_a_given_split_is_judged_by_its_training_films_alone(caplog):
     split.loc[malignant, "bytes"] = 10**6
     warn_of_giveaways(split, images, None, 0)
     (warning,) = list_warnings(caplog)
-    assert "Bytes per pixel 0.0003439 to 0.001143: 0 malignant, 30 benign films; 0.2614 to 0.7253: 30" in warning
+    assert "Bytes per pixel 0.0003439 to 0.001143: 0 malignant, 30 benign; 0.2614 to 0.7253: 30" in warning
 
 
 @pytest.mark.parametrize("change", [{"split": ["train"] * 8 + ["validation"] * 32}, {"label": "benign"}, {

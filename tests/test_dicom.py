@@ -424,12 +424,13 @@ def test_a_file_that_is_cut_off_says_so(syntax):
 
 @pytest.mark.parametrize(("tags", "words"), [
     ({"Rows": 200}, r"declares 224 x 200 pixels of 16 bits, which are 89600 bytes, but the file has 100352"),
-    ({"NumberOfFrames": 2}, "of 2 frames, not a single film"), ({"Rows": 0}, "224 x 0 pixels, which is no size"),
+    ({"NumberOfFrames": 2}, "of 2 frames, not a single mammogram"),
+    ({"Rows": 0}, "224 x 0 pixels, which is no size"),
     ({"SamplesPerPixel": 3, "PlanarConfiguration": 0}, "that is not grey"),
     ({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, "which are 50176 bytes, but the file has 100352"),
     ({"BitsAllocated": 32, "BitsStored": 32}, "its pixels have 32 bits each"),
     ({"BitsStored": 17}, "Bits Allocated 16, Bits Stored 17 and High Bit 11 in its header contradict each other"),
-    ({"Rows": 9000, "Columns": 9000}, "9000 x 9000 pixels, which is no size of a film"),
+    ({"Rows": 9000, "Columns": 9000}, "9000 x 9000 pixels, which is no size of a mammogram"),
     ({"PixelRepresentation": 7}, "Pixel Representation in its header is 7"),
 ])
 def test_more_or_fewer_pixels_than_declared_are_refused(tags, words):
@@ -462,7 +463,7 @@ def test_a_deflated_file_is_read_up_to_a_limit(monkeypatch):
     bomb = deflater.compress(bytes(2**24)) + deflater.flush()
     Path("film.dcm").write_bytes(content[:start] + bomb)
     monkeypatch.setattr(dicom, "MAX_BYTES", 2**23)
-    refuse("a deflated DICOM file that is larger than any film")
+    refuse("a deflated DICOM file that is larger than any mammogram")
 
 
 # ---- tags that are missing, empty or text ------------------------------------------------------

@@ -177,7 +177,7 @@ def test_two_copies_of_one_patient_are_duplicates_of_one_group(films, caplog):
     table = group([films[0], cv2.flip(films[0], 0), films[1]], ["a", "a", "b"])
     assert table["group"].tolist() == ["a", "a", "b"]
     assert table["duplicate"].tolist() == [True, True, False]
-    assert "2 films show the same picture" in caplog.text
+    assert "2 mammograms show the same picture" in caplog.text
 
 
 def alter(rng, prints, kind, strength):
@@ -249,8 +249,9 @@ def test_a_memory_map_leaves_memory_after_use(tmp_path):
 def test_the_scale_of_the_pixels_does_not_matter(films, factor, dtype):
     for film in films[:6]:
         image = cv2.resize(film, (224, 224), interpolation=cv2.INTER_AREA)
-        scaled = fingerprint((image.astype(float) * factor).astype(dtype), film.shape)
-        assert np.vdot(fingerprint(image, film.shape), scaled).real > 0.9999
+        scaled, _ = fingerprint((image.astype(float) * factor).astype(dtype), film.shape)
+        texture, _ = fingerprint(image, film.shape)
+        assert np.vdot(texture, scaled).real > 0.9999
 
 
 def test_random_labels_are_learnt_from_copies_by_an_image_level_split_only(films):
@@ -280,9 +281,9 @@ def test_copies_of_one_picture_under_both_labels_are_named(caplog):
     prints = make_fingerprints(np.random.default_rng(0), 4)
     prints[1], prints[3] = prints[0], prints[2]
     group_duplicates(films, prints)
-    assert "2 films show the same picture under both labels" in caplog.text
+    assert "2 mammograms show the same picture under both labels" in caplog.text
     named = [record.getMessage() for record in caplog.records if "both labels" in record.getMessage()]
-    assert named == ["2 films show the same picture under both labels, one of which is wrong:"
+    assert named == ["2 mammograms show the same picture under both labels, one of which is wrong:"
                      " '000000.png', '000001.png'"]
 
 
@@ -291,7 +292,7 @@ def test_films_that_join_patients_are_listed_in_pairs(caplog):
     prints = make_fingerprints(np.random.default_rng(0), 60)
     prints[[3, 7, 8]] = prints[2]
     group_duplicates(make_table([*"aabbcdefgg", *map(str, range(50))]), prints)
-    assert ("2 pairs of films of different patients show the same picture: '000002.png = 000007.png',"
+    assert ("2 pairs of mammograms of different patients show the same picture: '000002.png = 000007.png',"
             " '000002.png = 000008.png'") in caplog.text
 
 

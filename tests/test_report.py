@@ -178,7 +178,7 @@ def test_the_contact_sheet_shows_each_class_of_each_container_from_its_darkest_t
         *read_texts(draw_films(given, images, pd.Series(level)))}
     many = films.assign(container=[f"{number // 20} bit PNG" for number in range(100)])
     texts = " ".join(read_texts(draw_films(many, images, pd.Series(level))))
-    assert "19 films are of other containers or sets" in texts, "the container with the fewest films"
+    assert "19 mammograms are of other containers or sets" in texts, "the container with the fewest films"
 
 
 def test_the_same_figure_gives_the_same_bytes_with_text_that_stays_text(tmp_path):
@@ -280,7 +280,7 @@ def test_settings_tell_what_was_run(written):
     assert settings["model"]["floats"] == ["float32"]
     assert settings["versions"]["keras"] == common.keras.__version__
     assert any("the first line of the console" in line for line in settings["console"])
-    assert settings["split"]["validation, benign"] == "20 films of 20 patients"
+    assert settings["split"]["validation, benign"] == "20 mammograms of 20 patients"
 
 
 # ---- no name of a patient ----------------------------------------------------------------------

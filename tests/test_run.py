@@ -414,7 +414,7 @@ def test_the_page_has_one_row_for_all_folds_and_a_second_call_trains_nothing(all
     assert "loss" not in capsys.readouterr().out
     page = (folder.parent / "report.html").read_text("utf-8")
     (row,) = re.findall(r"(?s)<tr>(.*?)</tr>", page.partition("<tbody>")[2])
-    assert "<td>all folds<br>24 films<br>of 12 patients</td>" in row
+    assert "<td>all folds<br>24 mammograms<br>of 12 patients</td>" in row
 
 
 def test_a_script_does_not_start_from_a_model_that_has_seen_its_held_out_patients(tmp_path):
@@ -800,13 +800,14 @@ def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp
     assert listed["path"].tolist() == list(map(str, paths))
     assert (listed["reason"] == "").tolist() == [False, True, False, True]
     assert "x:y:width:height" in listed["reason"][2]
-    assert "1 lesion boxes belong to no film, or to several of that name: 'nobody.png'" in capsys.readouterr().out
+    console = capsys.readouterr().out
+    assert "1 lesion boxes belong to no mammogram, or to several of that name: 'nobody.png'" in console
     (tmp_path / "labels.csv").write_text(f"path;lesion_box\n{paths[2].name};1,1,20,20\n{paths[3].name};\n")
     again = common.predict(folder, paths, lesion_boxes=tmp_path / "labels.csv")
     assert again.equals(listed)
     film(tmp_path / "deep.png", top=4095, dtype=np.uint16)
     assert common.predict(folder, tmp_path / "deep.png")["reason"].item() == ""
-    assert "trained without 16 bit PNG: each such film is scaled by its own" in capsys.readouterr().out
+    assert "trained without 16 bit PNG: each such mammogram is scaled by its own" in capsys.readouterr().out
 
 
 def test_predict_with_all_folds_is_the_mean_logit_of_their_models(all_folds):
@@ -928,7 +929,7 @@ def test_validation_without_lesion_boxes_says_so(validated, tmp_path):
     for label in common.CLASSES:
         (tmp_path / "other" / label).mkdir(parents=True)
         write_noise(tmp_path / "other" / label / "0.png", np.random.default_rng(len(label)))
-    with pytest.raises(common.UserError, match=r"no film that .* can be scored on \(2: no lesion_box\)"):
+    with pytest.raises(common.UserError, match=r"no mammogram that .* can be scored on \(2: no lesion_box\)"):
         common.validate(run, tmp_path / "other")
 
 
@@ -938,10 +939,10 @@ def test_validation_on_its_own_films_is_refused(validated, all_folds, tmp_path):
     split = pd.read_csv(run / "split.csv").query("split == 'train'")
     split.assign(path=[str(films / path) for path in split["path"]]).drop(columns="split").to_csv(
         tmp_path / "labels.csv", index=False)
-    with pytest.raises(common.UserError, match=r"no film that .* can be scored on .*in the training set"):
+    with pytest.raises(common.UserError, match=r"no mammogram that .* can be scored on .*in the training set"):
         common.validate(folder.parent / run.name, tmp_path)
     script, _, folder, _ = all_folds
-    with pytest.raises(common.UserError, match=r"no film that .* can be scored on .*in the training set"):
+    with pytest.raises(common.UserError, match=r"no mammogram that .* can be scored on .*in the training set"):
         common.validate(folder, script.DATA_DIR)
 
 
@@ -957,7 +958,7 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
     assert predictions["baseline"].tolist() == pytest.approx(expected[predictions["path"]].tolist())
     for name in ("roc_curve.png", "confusion_matrix.png", "calibration.png", "grad_cam_example.png", "summary.md"):
         assert (folder / name).is_file()
-    assert "20 held-out films of 10 patients" in console
+    assert "20 held-out mammograms of 10 patients" in console
     assert "validation set: benign 10 images of 5 patients, malignant 10 images of 5 patients" in console
     assert "FOLD is not used" not in console and "\ntraining set: " not in console, "of the run"
     runs = pd.read_csv(folder.parent / "runs.csv").set_index("run")
@@ -980,7 +981,7 @@ def test_the_summary_says_what_the_tables_say(all_folds):
         assert words in flat
         counts = results["confusion_matrix"]
         alike = 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"])
-        assert ("All films were called the same class." in flat) is alike
+        assert ("All mammograms were predicted the same class." in flat) is alike
         for source in (results, results["per_patient"]):
             assert metrics.with_interval(source, "auc") in text
         for phrase in ("24 mammograms of 12 patients", "Adam with a learning rate of 5e-05", "exponential moving",

@@ -116,7 +116,7 @@ def test_too_few_patients_for_the_folds_are_refused_with_the_remedy(grouped, tes
     if not grouped:
         films = films.drop(columns="group")
     words = "4 malignant patients" + " outside of its test set" * tested
-    with pytest.raises(UserError, match=rf"{words} \(.*5 folds.*split.*labels.csv.*train/ and val/"):
+    with pytest.raises(UserError, match=rf"{words}\. .*5 folds.*split in labels.csv.*train/ and val/"):
         check_folds(films)
     check_folds(give_split(films))
 
@@ -216,7 +216,7 @@ def test_patients_with_both_classes_are_counted(caplog):
     films = make_films(patients=100, mixed=0.1)
     mixed = (films.groupby("patient_id")["label"].nunique() == 2).sum()
     group_duplicates(films, make_fingerprints(np.random.default_rng(0), len(films)))
-    assert f"{mixed} patients have benign and malignant films" in caplog.text
+    assert f"{mixed} patients have benign and malignant mammograms" in caplog.text
 
 
 LEAK = {"validation": splits.TRAINED, "test": splits.TESTED}
@@ -521,9 +521,9 @@ def test_a_test_set_is_scored_once_by_a_run_and_never_validated_on(tested):
     results = json.loads((single / "test" / "metrics.json").read_text("utf-8"))
     assert (results["side"], results["validation_images"], results["validation_patients"]) == ("test", 8, 5)
     summary = " ".join((single / "summary.md").read_text("utf-8").split())
-    for words in ("A test set of 8 films of 5 patients came with the data; these patients are in no other set",
-                  "A fifth of the training patients was held out", "3 films were excluded: its patient or picture",
-                  "| 8 test films of 5 patients |", metrics.with_interval(results, "brier")):
+    for words in ("A test set of 8 mammograms of 5 patients came with the data. These patients are in no other",
+                  "A fifth of the training patients was held out", "3 mammograms were excluded: its patient or",
+                  "| 8 test mammograms of 5 patients |", metrics.with_interval(results, "brier")):
         assert words in summary
 
 
@@ -549,7 +549,8 @@ def test_of_all_folds_the_mean_logit_counts_and_no_fold_is_scored_on_the_test_se
     assert sorted(runs["run"][runs["side"] == "test"]) == sorted([single.name, folder.name])
     summary = " ".join((folder / "summary.md").read_text("utf-8").split())
     assert "without another fifth of the training patients" in summary
-    assert "The test set was scored by the mean of their logits." in summary and "| 8 test films of" in summary
+    assert "The test set was scored by the mean of their logits." in summary
+    assert "| 8 test mammograms of" in summary
 
 
 def test_a_run_that_was_stopped_before_the_test_set_scores_it_and_trains_nothing(tested, capsys):
@@ -560,7 +561,7 @@ def test_a_run_that_was_stopped_before_the_test_set_scores_it_and_trains_nothing
     files[0].write_text("without the table of the test set")
     assert script.main() == folder
     console = capsys.readouterr().out
-    assert "Epoch" not in console and "on 8 test films of 5 patients" in console
+    assert "Epoch" not in console and "on 8 test mammograms of 5 patients" in console
     assert [file.read_bytes() for file in files] == before
 
 
@@ -631,6 +632,6 @@ def test_a_validation_set_and_a_test_set_of_the_data_are_used_as_they_are(tmp_pa
     for place, numbers in ((folder, range(16, 22)), (folder / "test", range(22, 30))):
         assert sorted(read_table(place / "predictions.csv")["path"]) == [f"{number}.png" for number in numbers]
     summary = " ".join((folder / "summary.md").read_text("utf-8").split())
-    assert "The split came with the data: excluded 2 films" in summary and "| 8 test films of" in summary
+    assert "The split came with the data: excluded 2 mammograms" in summary and "| 8 test mammograms of" in summary
     assert sorted(pd.read_csv(folder.parent / "runs.csv")["side"]) == ["test", "validation"]
     assert "test set" in (folder.parent / "report.html").read_text("utf-8")

@@ -27,7 +27,9 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
 from data import UserError, preparing  # noqa: E402
+from data.dicom import import_pydicom  # noqa: E402
 from data.films import absolute  # noqa: E402
+from data.names import SIDES  # noqa: E402
 from data.reading import is_mask  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ def read_tables(files, folder):
         part = preparing.read_table(path, COLUMNS)
         if wrong := sorted(set(part["pathology"]) - set(LABELS)):
             raise UserError(f"{path}: the pathology {wrong} is unknown, it has to be one of {', '.join(LABELS)}.")
-        side = part["side"].str.lower().map(preparing.SIDES).fillna("")
+        side = part["side"].str.lower().map(SIDES).fillna("")
         parts.append(part.assign(table=name, split=split, label=part["pathology"].map(LABELS), side=side))
     return pd.concat(parts, ignore_index=True)
 
@@ -113,7 +115,7 @@ def read_pixels(path):
     """The pixels of an image: (H, W), uint8 or uint16. Raises whatever is wrong with the file."""
     if path.suffix.lower() in JPEG:
         return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
-    return preparing.import_pydicom().dcmread(path).pixel_array
+    return import_pydicom().dcmread(path).pixel_array
 
 
 def read_images(paths):

@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
 from data import UserError, preparing  # noqa: E402
 from data.films import CLASSES, absolute  # noqa: E402
+from data.names import SIDES  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 TABLE = "CMMD_clinicaldata_revision.xlsx"  # or .csv
@@ -45,7 +46,7 @@ def read_breasts(path):
     table = preparing.read_table(path, COLUMNS)
     table = table[table.ne("").any(axis=1)]  # spreadsheets end in empty rows
     table = table.assign(patient_id=table["patient_id"].str.upper(), label=table["label"].str.lower(),
-                         side=table["side"].str.lower().map(preparing.SIDES).fillna(""))
+                         side=table["side"].str.lower().map(SIDES).fillna(""))
     for column, known, wrong in (
         ("patient_id", "D1-0001 or the like", ~table["patient_id"].str.fullmatch(PATIENT)),
         ("side", "L or R", table["side"].eq("")),
@@ -98,14 +99,14 @@ def read_film(path, download, folders):
     view = next((VIEWS[code] for code in codes if code in VIEWS), "")
 
     reason = ""
-    if side not in preparing.SIDES:
+    if side not in SIDES:
         reason = "its header has no ImageLaterality: the breast is unknown"
     if not patients:
         reason = "neither header nor folders nor metadata.csv name its patient"
     if len(patients) > 1:
         reason = f"header, folders and metadata.csv name different patients: {', '.join(patients)}"
     uid = str(header.get("SOPInstanceUID") or path)
-    return "".join(patients), preparing.SIDES.get(side, ""), view, uid, reason
+    return "".join(patients), SIDES.get(side, ""), view, uid, reason
 
 
 def read_films(paths, download, folders):

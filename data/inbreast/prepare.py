@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
 from data import UserError, preparing  # noqa: E402
 from data.films import absolute  # noqa: E402
+from data.names import SIDES  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 LABELS = {"2": "benign", "4": "malignant", "5": "malignant", "6": "malignant"}  # by BI-RADS; others are excluded
@@ -57,7 +58,7 @@ def read_categories(path):
     preparing.compare_counts(f"{path.name}, films by BI-RADS", {"films": len(table)} | counts, PUBLISHED)
     names = {category: LABELS.get(category, "excluded") for category in counts}
     print(f"the labels are BI-RADS categories, no pathology: {names}")
-    side = table["side"].str.lower().map(preparing.SIDES)
+    side = table["side"].str.lower().map(SIDES)
     return table.assign(film=films, side=side, view=table["view"].str.upper(), label=birads.map(LABELS).fillna(""))
 
 
@@ -133,7 +134,7 @@ def read_films(table, films):
             missing.append((path, "cannot be read as DICOM"))
             continue
         _, patient, letter, view = re.fullmatch(FILM, path.name, re.IGNORECASE).groups()
-        side, view = preparing.SIDES[letter.lower()], VIEWS.get(view.upper(), view.upper())
+        side, view = SIDES[letter.lower()], VIEWS.get(view.upper(), view.upper())
         if (side, view) != (row.side, row.view):
             print(f"{path.name}: INbreast.csv has another side or view, that of the name is used")
         rows.append((row.film, path, row.label, patient.lower(), side, view, *shape))

@@ -352,6 +352,8 @@ def test_the_variance_between_trainings_is_added_to_that_over_patients():
     pooled = (np.var(aucs[:2]) * 2 + np.var(aucs[1:]) * 2) / 2
     assert difference == pytest.approx((aucs[0] - aucs[2]) / 2)
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 2) * np.sqrt(pooled), abs=0.1)
+    _, low, high = compare_aucs(labels, [good, fair, poor], fair, range(400), second_varies=False)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 2) * np.sqrt(between), abs=0.05)
 
 
 def test_coverage_of_several_trainings(simulation):

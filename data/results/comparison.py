@@ -260,7 +260,8 @@ def show_baseline(setting):
         return "not recorded"
     scores = films["malignant"], films["baseline"], films["group"]
     alone = metrics.measure(*scores, films["seed"].iloc[0], folds=folds)
-    values = metrics.compare_aucs(films["malignant"], setting.scores.T, films["baseline"], films["group"], folds)
+    values = metrics.compare_aucs(films["malignant"], setting.scores.T, films["baseline"], films["group"], folds,
+                                  second_varies=False)
     return f"{draw_metric(alone, 'auc')}network minus this<br>{describe_difference(*values)}"
 
 

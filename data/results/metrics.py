@@ -299,11 +299,12 @@ def measure_trainings(labels, trainings, patients, seed=0, threshold=0.5, folds=
     }
 
 
-def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, seed=0):
+def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, seed=0, second_varies=True):
     """(difference, low, high): AUC of the first minus that of the second setting, paired over resamples.
 
     first, second: float (N,), or (K, N) of K trainings, whose AUCs are averaged. Both settings are assumed to vary
-    equally between trainings. With one training of each, the interval covers patients only.
+    equally between trainings, unless second_varies is False, as for the baseline. With one training of each, the
+    interval covers patients only.
     """
     films = tabulate(labels, patients, folds)
     first_aucs, second_aucs = (  # (K, 1 + RESAMPLES)
@@ -316,10 +317,11 @@ def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, s
 
     patients = count_patients(films, films["label"] == 1)["auc"]
     parts = [(compute_variance(differences), max(patients - 1, 1))]
-    freedom = len(first_aucs) + len(second_aucs) - 2
+    varying = [first_aucs, second_aucs] if second_varies else [first_aucs]
+    freedom = sum(len(aucs) - 1 for aucs in varying)
     if freedom > 0:
-        pooled = sum(np.var(aucs[:, 0]) * len(aucs) for aucs in (first_aucs, second_aucs)) / freedom
-        parts.append((pooled / len(first_aucs) + pooled / len(second_aucs), freedom))
+        pooled = sum(np.var(aucs[:, 0]) * len(aucs) for aucs in varying) / freedom
+        parts.append((sum(pooled / len(aucs) for aucs in varying), freedom))
     margin = compute_margin(parts, confidence)
 
     both_perfect = first_aucs[:, 0].min() == second_aucs[:, 0].min() == 1

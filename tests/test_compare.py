@@ -230,7 +230,7 @@ def test_folds_are_pooled_at_the_threshold_of_the_setting(write_run, compare):
     (row,) = compare()[0].rows
     labels, scores, patients, folds = read_predictions(*folders)
     expected = metrics.measure(labels, scores, patients, 0, 0.6, folds)
-    names = {name: name.replace("_", " ") for name in comparison.METRICS} | {"auc": "AUC"}
+    names = {name: metrics.TITLES.get(name, name) for name in (*comparison.METRICS, "auc")}
     assert {header: row[header] for header in names.values()} == {
         header: metrics.with_interval(expected, name) for name, header in names.items()}
     assert row["held out"] == "folds 0, 1, 2 only 120 mammograms of 60 patients"

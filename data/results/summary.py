@@ -6,7 +6,7 @@ import pandas as pd
 
 from data import log
 from data.results.baseline import describe_baseline
-from data.results.metrics import describe_held_out, with_interval
+from data.results.metrics import TITLES, describe_held_out, with_interval
 from data.runs import read_json
 from data.splits import SETS
 
@@ -181,7 +181,7 @@ def make_table(results):
             ["accuracy of the majority class alone", *baselines]]
     for name in results["ci95"]:
         cells = [with_interval(part, name) if part else "one class only" for part in parts]
-        rows.append([name.replace("_", " "), *cells])
+        rows.append([TITLES.get(name, name), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -214,7 +214,7 @@ def show_results(folder):
     """Log the metrics of a complete run, and what they were measured on."""
     for results in read_metrics(folder):
         for name in results["ci95"]:
-            log.info("%-17s %s", name.replace("_", " "), with_interval(results, name))
+            log.info("%-17s %s", TITLES.get(name, name), with_interval(results, name))
         log.info("on %s, with 95 %% intervals over patients; the majority class alone has accuracy %.2f",
                  describe_held_out(results), results["majority_baseline"])
         if "per_patient" in results:

@@ -323,8 +323,8 @@ def list_folds(films, settings, console):
     for fold in range(FOLDS) if settings.FOLD == "all" and not given else [settings.FOLD]:
         del console.buffer[shared:]
         reset_keras(settings)
-        log.info("the validation set comes with the data; FOLD is not used" if given else
-                 f"fold {fold} of 0 to {FOLDS - 1} is the validation set: whole patients, stratified by class")
+        log.info("validation set: that of the data; FOLD is not used" if given else
+                 f"validation set: fold {fold} (of 0 to {FOLDS - 1}), whole patients, stratified by class")
         yield fold
 
 
@@ -334,9 +334,10 @@ def list_folds(films, settings, console):
 def load_backbone(build_backbone, films, fingerprints, settings):
     """(backbone, weights): build_backbone(WEIGHTS), and a dict with origin, pretrained and sha256 of its weights.
 
-    If the ImageNet weights cannot be downloaded, phantoms are trained from random weights, and all files and
-    figures say so. Real films raise UserError. A file of another network raises UserError, too, and so do weights
-    that were trained on held-out patients. The origin of ImageNet weights is "imagenet", whatever file holds them.
+    If the ImageNet weights cannot be downloaded, a run on phantoms starts from random weights, and all files and
+    figures say so. With real films, UserError is raised. A file of another network raises UserError, too, and so
+    do weights that were trained on held-out patients. The origin of ImageNet weights is "imagenet", whatever file
+    holds them.
     """
     source, origin = settings.WEIGHTS, settings.WEIGHTS
     if isinstance(source, Path):
@@ -357,7 +358,8 @@ def load_backbone(build_backbone, films, fingerprints, settings):
             raise UserError(f"WEIGHTS: {source} has no weights of this backbone without top layers, or is damaged:"
                             " choose another file.") from error
         reason = str(error).strip().splitlines()[0]
-        sentence = f"No ImageNet weights ({reason}): get the file another way, and set WEIGHTS to its path."
+        sentence = (f"No ImageNet weights ({reason}): download this file in another way, for example with a"
+                    " browser, and set WEIGHTS to its path.")
         if not is_synthetic(films):
             raise UserError(sentence) from error
         log.warning("*** random weights *** %s", sentence)
@@ -488,8 +490,8 @@ def fold_batch_norm(model):
 def draw_epoch(labels, seed, epoch):
     """The films of an epoch in random order: int64 indices, as many of each class as the majority class has.
 
-    labels: int (N,), 0 or 1. Each film of the minority is repeated equally often, up to one time more for a random
-    part of them. The result depends on (seed, epoch) only, so that a resumed run draws the same epochs.
+    labels: int (N,), 0 or 1. Each film of the smaller class is repeated equally often, a random part of them once
+    more. The result depends on (seed, epoch) only, so that a resumed run draws the same epochs.
     """
     rng = np.random.default_rng((seed, epoch))
     majority = np.bincount(labels).max()
@@ -570,9 +572,9 @@ def make_datasets(images, films, settings):
 def name_run(settings, films, model, weights):
     """The folder of a run: OUTPUT_DIR/<backbone>-unfrozen<percent>-<6 hex digits of what decides its result>.
 
-    What decides are the images and their split, the network, its weights and its precision. So do the constants of
-    the training, the code, the releases of the packages, and whether a GPU trains. DATA_DIR, FOLD and CROP count
-    through the images and their split. SATURATION does not count, as all films are grey.
+    The digits depend on the images and their split, the network, its weights and its precision. They depend on the
+    constants of the training, the code, the releases of the packages, and whether a GPU trains. DATA_DIR, FOLD and
+    CROP count through the images and their split. SATURATION does not count, as all films are grey.
     """
     names = ("LEARNING_RATE", "EPOCHS", "BATCH_SIZE", "SEED", "BRIGHTNESS", "CONTRAST", "THRESHOLD")
     decisive = [films.to_csv(index=False), model.to_json(), [weight.path for weight in model.trainable_weights],
@@ -1062,7 +1064,7 @@ def validate(run, data_dir):
     """Score a second labelled collection; returns the folder <run>-on-<collection>-<digits> beside the run.
 
     data_dir: a folder in any layout of DATA_DIR, relative to the working directory. Films are excluded (leaks.csv)
-    if the run was trained on the same picture or on the same patient_id, but for ids such as dicom_00001.
+    if the run was trained on the same picture or on the same patient_id, except ids such as dicom_00001.
     """
     console = open_console()
     source, models, recorded = load_run(run, TO_REPORT)

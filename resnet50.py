@@ -13,24 +13,24 @@ import keras
 # data
 DATA_DIR = "data/phantoms"  # or the folder of your mammograms: see data/README.md for its layout
 OUTPUT_DIR = "outputs"  # every run gets a folder of its own in here
-CROP = "breast"  # what is cut out of a film: "breast", "lesion" (labels.csv needs lesion_box) or None
-FOLD = 0  # which fifth of the patients is held out for validation: 0, 1, 2, 3 or 4; or "all", one after another
-SPLIT_SEED = 0  # deals the patients into these fifths: runs with the same one hold out the same patients
+CROP = "breast"  # what is cut out of a mammogram: "breast", "lesion" (labels.csv needs lesion_box) or None
+FOLD = 0  # which fifth of the patients is held out for validation: 0 to 4; "all": one model for each fifth
+SPLIT_SEED = 0  # random seed of the split into fifths; runs with the same value hold out the same patients
 # model
-WEIGHTS = "imagenet"  # or None for random weights, or the path of a weights file without top layers
-UNFROZEN_FRACTION = 0.5  # share of the backbone's layers that trains: the top 0.5, 0.6, 0.7; 0 to 1; 0: none
-HEAD_UNITS = 256  # of the dense layer between the pooled features and the logit, which always trains
-DROPOUT = 0.3  # share of these units that a training step leaves out
+WEIGHTS = "imagenet"  # None: random weights; or a path: a weights file without top layers, or a run's model.keras
+UNFROZEN_FRACTION = 0.5  # share of the backbone's layers that is trained, from the top: 0 to 1; 0: only the head
+HEAD_UNITS = 256  # units of the dense layer after the pooling; it is always trained
+DROPOUT = 0.3  # share of these units that dropout sets to 0 in a training step
 # training
-LEARNING_RATE = 1e-4  # of Adam; vgg16.py takes half: without batch norm, larger steps unsettle it
-EPOCHS = 7  # the weights that are kept are an average over about the last one
-BATCH_SIZE = 13  # films a step; fewer where memory is short
-SEED = 0  # of the training: the new weights, the order, the augmentation and the dropout
-MIXED_PRECISION = "auto"  # train in 16-bit floats: where GPU or processor multiplies them faster; or True or False
-# augmentation of the training set, drawn anew for every film of every epoch
-BRIGHTNESS = 0.1  # largest shift either way, as a share of the grey scale
-CONTRAST = 0.2  # largest change either way: factors from 0.8 to 1.2
-SATURATION = 0.2  # likewise; part of the recipe, but without effect on grey films
+LEARNING_RATE = 1e-4  # of Adam; vgg16.py has half of it, as training without batch norm is less stable
+EPOCHS = 7  # the final weights are an average over about the last epoch
+BATCH_SIZE = 13  # mammograms in a training step; set a smaller number if memory is short
+SEED = 0  # random seed of the training: weights of the head, order, augmentation, dropout
+MIXED_PRECISION = "auto"  # train in 16-bit floats: True, False or "auto" (if the device multiplies them faster)
+# augmentation of the training set: new random values for every mammogram in every epoch
+BRIGHTNESS = 0.1  # largest increase or decrease, as a share of the grey scale
+CONTRAST = 0.2  # largest change up or down: a factor from 0.8 to 1.2
+SATURATION = 0.2  # largest change up or down; without effect, as all mammograms are grey
 # evaluation
 THRESHOLD = 0.5  # probability of malignancy from which a film is predicted malignant
 # ------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def main(**constants):
 
 
 def run_fold(films, images, fingerprints, settings, console):
-    """Train, evaluate and explain one split; returns its folder. What it needed is freed before the next."""
+    """Train, evaluate and explain one split; returns its folder. Its memory is freed before the next fold."""
     backbone, weights = common.load_backbone(build_backbone, films, fingerprints, settings)
     model = common.build_model(backbone, weights, settings)
     folder = common.name_run(settings, films, model, weights)

@@ -5,7 +5,7 @@
 - reading.py: one file to a 224 x 224 image
 - dicom.py: one DICOM file to grey values
 - duplicates.py: which films show the same picture
-- splits.py: who is trained, validated and tested on, and what a model has seen
+- splits.py: which films are in the training, validation and test set, and which a model was trained on
 - runs.py: the files of a finished run, read and checked
 - results/: metrics, baseline, figures, files, summary, comparison
 - preparing.py: what the prepare.py of public collections (in the other folders) share
@@ -45,13 +45,13 @@ def quote(value):
 
 
 def cut_name(name, size=100):
-    """The start of a file name in at most `size` bytes of UTF-8, of which a whole name may have 255."""
+    """The start of a file name, at most `size` bytes of UTF-8. File systems allow 255."""
     return name.encode("utf-8", "ignore")[:size].decode("utf-8", "ignore")
 
 
 @contextlib.contextmanager
 def replace(file):
-    """A temporary path that takes the place of `file` at the end: nobody ever reads half a file."""
+    """A temporary path. At the end it replaces `file`, so that no process reads an incomplete file."""
     temporary = file.with_name(f".{secrets.token_hex(8)}{file.suffix}")
     try:
         yield temporary

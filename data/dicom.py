@@ -538,7 +538,8 @@ def render(data, values, counts, pixels, stream):
 def read_dicom(path):
     """(grey, row) of a DICOM film: uint16 (H, W), from 0, black; and its container, depth and format.
 
-    container: what films of one grey scale share; depth: bits in use; format: for people. Raises UserError.
+    container: the kind of file, such as 12 bit DICOM, whose films share a grey scale. depth: bits in use. format:
+    for people. Raises UserError.
     """
     data = open_dicom(path)
     check_kind(data)

@@ -25,7 +25,7 @@ def fingerprint(image, shape):
     texture: complex64 (RINGS, WAVES), of norm 1. shown: share of the circles that is not black, 0 to 1.
     image: (S, S), uint8, uint16 or float of any scale. shape: the (height, width) in which a circle is round.
 
-    Turning shifts the phases, mirroring turns them round. Waves are whitened, what stands out is damped.
+    Rotation shifts the phases, mirroring reverses their sign. The spectrum is flattened, large values are damped.
     """
     size, angles = len(image), 2 * np.pi * np.arange(ANGLES) / ANGLES
     radii = (np.arange(RINGS) + 0.5)[:, None] / RINGS / 2  # of the shorter side
@@ -72,8 +72,8 @@ def cut_content(image, shape):
 def take_fingerprints(image, shape):
     """Textures of the film, of its squashed image and of its content: complex64 (3, RINGS, WAVES).
 
-    The first two know a film whose tones have changed, the last a film on another canvas. Squashed films that are
-    turned share their corners: two patients reach 0.88 there.
+    The first two find a film with changed grey values, the last a film on another canvas. Films that are squashed
+    and then rotated have similar corners: two patients reach a correlation of 0.88.
     """
     film = distrust_margins(*fingerprint(image, shape))
     squashed = distrust_margins(*fingerprint(image, (1, 1)))

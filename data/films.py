@@ -371,9 +371,9 @@ def find_ids(ids, source):
 def find_sources(ids, paths, tags, texts):
     """Table of patients with a column for each source, the best first; missing where it does not know the patient.
 
-    ids: of labels.csv; paths: see drop_shared_folders; tags: PatientIDs; texts: see read_path, they count only
-    where no source knows the patient, or each has an id for every film. A text of very many films is no patient.
-    Nor is a PatientID of very many films, where another source knows the patient.
+    ids: of labels.csv. paths: see drop_shared_folders. tags: PatientIDs. texts: see read_path. They are used only
+    if no other source knows the patient, or if the other sources give every film a different id. A text that very
+    many films share is ignored. So is such a PatientID, if another source knows the patient.
     """
     limit = max(len(paths) / 10, MANY)
     sources = match_patients(paths).rename(columns="file name ({})".format)

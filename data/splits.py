@@ -1,4 +1,4 @@
-"""Who is trained, validated and tested on, and what a model has seen already."""
+"""Which films are in the training, validation and test set, and which films a model was trained on."""
 import hashlib
 import os
 from itertools import product

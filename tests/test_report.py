@@ -110,7 +110,7 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert [line.get_ydata().tolist() for line in accuracy.get_lines()] == [[0.5, 0.7], [0.5, 0.6]]
     expected = select_cases(predictions, 0.5)
     texts = read_texts(figures["grad_cam_example.png"])
-    assert {f"P(malignant) {p:.2f}" for p in expected["probability"]} <= set(texts)
+    assert {f"P(malignant) {p:.3f}" for p in expected["probability"]} <= set(texts)
     kinds = pd.Series([name.rpartition(".")[2] for name in figures])
     assert kinds.value_counts().to_dict() == {"png": 7 + len(expected), "pdf": 6}, "films.png has no PDF"
     assert figures["grad_cam_example.png"].axes[-1].get_ylabel().startswith("evidence"), "a colour bar"

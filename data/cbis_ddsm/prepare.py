@@ -1,4 +1,4 @@
-"""Make labels.csv for CBIS-DDSM: digitised films with biopsy-proven labels, in a download of yours.
+"""Make labels.csv for CBIS-DDSM: digitised films with pathology labels, in a download of yours.
 
 Get the images from TCIA (https://www.cancerimagingarchive.net/collection/cbis-ddsm/, DICOM, 164 GB) or Kaggle
 (awsaf49/cbis-ddsm-breast-cancer-image-dataset, a JPEG copy). The four tables *_case_description_*_set.csv are
@@ -11,6 +11,8 @@ or beside this file. Then
 writes labels.csv beside this file, and missing.csv where images are missing. Nothing is copied: labels.csv
 points into the download. The official split is kept. Lesion boxes surround the connected parts of the masks.
 Masks and crops are opened, as only their pixels tell one from the other: whole films take a while.
+
+BENIGN_WITHOUT_CALLBACK is a label without a biopsy; it counts as benign.
 
 The licence is CC BY 3.0: cite Lee et al. 2017, Sci. Data 4:170177.
 """

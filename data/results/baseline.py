@@ -144,7 +144,8 @@ def describe_baseline(baseline):
     telling = ", ".join(f"{item['property'].replace('_', ' ')} ({item['auc']:.2f})"
                         for item in baseline["most_telling"]) or "none"
     return (f"File properties alone: AUC {with_interval(baseline, 'auc')}. The network {verdict}:"
-            f" {difference:+.2f} [{low:.2f}, {high:.2f}]. Most telling on their own (AUC): {telling}.")
+            f" {difference:+.2f} [{low:.2f}, {high:.2f}]. Single properties with the highest AUC:"
+            f" {telling}.")
 
 
 # ---- before training ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One page of all finished runs: which setting is better, and how sure is that? It knows no networks."""
+"""One page of all finished runs: which setting is better, and how sure is that?"""
 import html
 import math
 import os
@@ -14,6 +14,7 @@ from data import UserError, explain_write_errors, log, replace
 from data.films import CLASSES
 from data.results import metrics
 from data.results.metrics import with_interval
+from data.results.summary import BACKBONES
 from data.runs import (REMEDY, check, is_cell, is_dict_of, is_list_of, is_number, is_text, read_json,
                        read_predictions, read_results, read_table)
 from data.splits import FOLDS
@@ -34,7 +35,6 @@ APART = ("DATA_DIR", "OUTPUT_DIR", "FOLD", "SPLIT_SEED", "SEED",  # constants th
          "SATURATION")  # which does nothing to grey films
 RELEASES = {"TensorFlow": "tensorflow", "Keras": "keras", "code": "code"}  # column: name in "versions"
 HEADERS = {"UNFROZEN_FRACTION": "trainable layers", "MIXED_PRECISION": "floats"}
-BACKBONES = {"resnet50": "ResNet50", "vgg16": "VGG16"}
 PICTURES = ("confusion_matrix", "roc_curve", "precision_recall", "training_curves", "grad_cam_example")
 METRICS = ("accuracy", "precision", "recall", "f1", "specificity", "average_precision")
 
@@ -112,7 +112,7 @@ def measure(films, scores):
 
 
 def choose_names(runs, columns):
-    """Those of the columns that tell settings apart; one that tells no more than those before it is dropped."""
+    """The columns in which settings differ, without those that separate no more settings than the ones before."""
     chosen = ["backbone"]
     for column in columns:
         if runs.groupby([*chosen, column]).ngroups > runs.groupby(chosen).ngroups:
@@ -159,7 +159,7 @@ def rank(settings):
 def subtract_aucs(best, other, pairs):
     """(difference, low, high): AUC of the best setting minus that of another, on the films of both, or None.
 
-    pairs: of how many comparisons the intervals hold together.
+    pairs: the number of comparisons in the Bonferroni correction.
     """
     common = best.films.index.intersection(other.films.index, sort=False)
     if common.empty:
@@ -262,7 +262,7 @@ def show_baseline(setting):
     alone = metrics.measure(*scores, films["seed"].iloc[0], folds=folds)
     values = metrics.compare_aucs(films["malignant"], setting.scores.T, films["baseline"], films["group"], folds,
                                   second_varies=False)
-    return f"{draw_metric(alone, 'auc')}network minus this<br>{describe_difference(*values)}"
+    return f"{draw_metric(alone, 'auc')}AUC of the network minus this<br>{describe_difference(*values)}"
 
 
 def show_difference(best, other, difference):
@@ -288,7 +288,7 @@ def show_table(settings, differences):
                                name=setting.cells["backbone"])
         row |= {"AUC": draw_metric(setting.results, "auc"), "file properties alone": show_baseline(setting)}
         if difference is not None:
-            row["best minus this"] = difference
+            row["AUC of the best minus this"] = difference
         count, deviation = setting.results["trainings"], setting.results["sd"]["auc"]
         row["trainings"] = "1" if count == 1 else f"{count}<br>SD of AUC {deviation:.2f}"
         row["held out"] = fill("{folds}<br>{films} mammograms<br>of {patients} patients", films=len(setting.films),
@@ -334,7 +334,7 @@ def show_section(runs, films, names, output_dir):
         show_table(ranked, cells[: len(ranked)]),
         OTHERS + show_table(others, cells[len(ranked) :]) if others else "",
         BEST * bool(rest),
-        fill("<p>All settings: {same}, SPLIT_SEED {seed}.</p>", same=same, seed=last["SPLIT_SEED"]),
+        fill("<p>The same in all settings: {same}, SPLIT_SEED {seed}.</p>", same=same, seed=last["SPLIT_SEED"]),
         *(fill("<a href='{sheet}'><img class='films' src='{sheet}' alt='mammograms as the network sees them'></a>",
                sheet=sheet) for sheet in sheets if (output_dir / os.fsdecode(unquote_to_bytes(sheet))).exists()),
         *(part for setting in (best, *rest) for part in show_runs(setting, output_dir)),
@@ -368,10 +368,11 @@ def compare(output_dir):
         compare(output_dir)
 
 
-OTHERS = "<p>Settings that held out fewer or other mammograms, compared with the best on the common ones:</p>"
-BEST = """<p>The best was picked on these patients: its figures are optimistic. The intervals of all pairs hold
-together with 95 % (Bonferroni). With one training of each setting they cover patients only: train again with other
-values of SEED.</p>"""
+OTHERS = """<p>These settings held out fewer or other mammograms. Each is compared with the best setting on the
+mammograms that both held out.</p>"""
+BEST = """<p>The best setting was chosen on these patients, so its metrics are optimistic. The intervals of the
+differences are simultaneous 95 % intervals (Bonferroni). With one training of each setting, they cover the
+variation between patients only: train again with other values of SEED.</p>"""
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Mammograms: benign or malignant</title>
 
@@ -397,8 +398,8 @@ svg { display: block; width: 7rem; fill: #0072b2; stroke: #0072b2; }
 
 <h1>Mammograms: benign or malignant</h1>
 
-<p><strong>Research software, not for clinical use.</strong> In brackets: 95 % intervals over patients. Folds are
-pooled: counts are added, AUC and average precision are their mean. "File properties alone" is a random forest that
-knows format, size and brightness of the files: only what a network does better is its own. Claims of the original
-work, not measured here: ResNet50 accuracy .85, precision .86, recall .84, F1 .85; VGG16 .83, .84, .82, .83.</p>
+<p><strong>Research software, not for clinical use.</strong> In brackets are 95 % intervals over patients, and
+over trainings if a setting has several. Folds are pooled: counts are added, AUC and average precision are means
+of the folds. "File properties alone" is a random forest that knows format, size and brightness of the files. A
+network has learnt something about lesions only if it does better.</p>
 """

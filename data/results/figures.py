@@ -40,7 +40,8 @@ def draw_training_curves(*histories):
                 axes.plot(epochs, values.T, style[1:], color=color, lw=0.7, alpha=0.6)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.set(xlabel="epoch", ylabel={"loss": "binary cross-entropy"}.get(name, name), ylim=(0, None))
+        axes.set(xlabel="epoch", ylabel={"loss": "binary cross-entropy"}.get(name, name))
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the markers at the top
         add_legend(axes)
     axes.set_ylim(0, 1.02)
     return figure
@@ -80,7 +81,7 @@ def draw_roc_curve(scores, baseline, results, band):
     low, high, mean = band
     figure = Figure((5, 6.2), layout="constrained")
     axes = figure.subplots()
-    axes.fill_between(GRID, low, high, alpha=0.2, label="95 % of bootstrap curves, over patients")
+    axes.fill_between(GRID, low, high, alpha=0.2, label="pointwise 95 % bootstrap band, over patients")
     folds, label = scores["folds"], f"AUC {with_interval(results, 'auc')}"
     if folds is None:
         fpr, tpr, _ = sklearn.metrics.roc_curve(scores["labels"], scores["probabilities"])
@@ -107,7 +108,7 @@ def draw_precision_recall(scores, results, band):
     low, high, mean = band
     figure = Figure((5, 6.2), layout="constrained")
     axes = figure.subplots()
-    axes.fill_between(GRID, low, high, alpha=0.2, label="95 % of bootstrap curves, over patients")
+    axes.fill_between(GRID, low, high, alpha=0.2, label="pointwise 95 % bootstrap band, over patients")
 
     def draw_steps(chosen, **style):
         precision, recall, _ = sklearn.metrics.precision_recall_curve(labels[chosen], probabilities[chosen])
@@ -122,7 +123,7 @@ def draw_precision_recall(scores, results, band):
         for number, fold in enumerate(np.unique(folds)):
             draw_steps(folds == fold, color="0.6", lw=0.8, zorder=1, label=None if number else "each fold")
     share = labels.mean()
-    axes.axhline(share, color="k", ls="--", label=f"chance (share of malignant mammograms {share:.2f})")
+    axes.axhline(share, color="k", ls="--", label=f"chance (share labelled malignant {share:.2f})")
     if results["precision"] is not None:
         axes.plot(results["recall"], results["precision"], "ko", label=f"threshold {results['threshold']}")
     axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -140,15 +141,15 @@ def draw_calibration(scores, results):
 
     figure = Figure((5, 5.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], "k:", label="perfectly calibrated")
+    axes.plot([0, 1], [0, 1], "k:", label="perfect calibration")
     axes.plot(points["probability", "mean"], points["malignant", "mean"], "s-",
-              label=f"malignant of all mammograms at a point; Brier score {with_interval(results, 'brier')}")
+              label=f"labelled malignant, of all in a bin; Brier score {with_interval(results, 'brier')}")
     for x, y, malignant, size in points.itertuples(index=False):
         above = -8 if y > 0.9 else 8  # points; there may be no room above
         axes.annotate(f"{malignant:.0f} of {size:.0f}", (x, y), (0, above), textcoords="offset points",
                       ha="center", va="top" if above < 0 else "bottom", fontsize=8,
                       bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
-    axes.set(xlabel="predicted probability of malignancy (mean of a point)", ylabel="share that is malignant",
+    axes.set(xlabel="predicted probability of malignancy (mean of the bin)", ylabel="share labelled malignant",
              xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(describe_held_out(results), fontsize=10)
     add_legend(axes)
@@ -171,7 +172,7 @@ def write_overlay(overlay, file, probability, boxes):
     canvas = cv2.copyMakeBorder(overlay[..., ::-1], 0, 24, 0, 0, cv2.BORDER_CONSTANT)
     for left, top, width, height in np.rint(boxes * size).astype(int):
         cv2.rectangle(canvas, (left, top, width + 1, height + 1), (255, 255, 255))
-    cv2.putText(canvas, f"P(malignant) {probability:.2f}", (6, size + 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5,
+    cv2.putText(canvas, f"P(malignant) {probability:.3f}", (6, size + 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5,
                 (255, 255, 255), lineType=cv2.LINE_AA)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replace(file) as temporary:
@@ -181,8 +182,10 @@ def write_overlay(overlay, file, probability, boxes):
 def draw_films(films, images, brightness):
     """A contact sheet: a row of up to SHEET films for each class of a container, and of a set of a given split.
 
-    A row goes in equal steps from its darkest to its brightest film: masks, negatives and failed crops stand at
-    its ends. Lesion boxes are dashed. images: uint8 (N, S, S); brightness: mean grey values (N,), as in `films`.
+    A row goes in equal steps from its darkest to its brightest film. Masks, inverted images and failed crops stand
+    at its ends. Lesion boxes are dashed.
+
+    images: uint8 (N, S, S). brightness: mean grey values (N,), as in `films`.
     """
     used = films[films["excluded"] == ""]
     sets = used["split"].where(used["fold"] == "", "")  # a fold is a random part
@@ -244,13 +247,14 @@ def draw_cases(cases, films, images, maps, outcomes=OUTCOMES, columns=CASES, pan
                 for left, top, width, height in place_boxes(films.loc[case.Index]) * IMAGE_SIZE:
                     axes.add_patch(Rectangle((left, top), width, height, fill=False, ec="white", lw=0.8, ls="--"))
             pair[0].set_title(case.label, fontsize=10)
-            pair[1].set_title(f"P(malignant) {case.probability:.2f}", fontsize=10)
+            pair[1].set_title(f"P(malignant) {case.probability:.3f}", fontsize=10)
             if not cam.any():
                 pair[1].set_xlabel("no positive evidence", fontsize=9)
     if len(outcomes) > 1:
         ramp = overlay_map(np.full((IMAGE_SIZE, IMAGE_SIZE), 128, np.uint8), np.linspace(0, 1, 256)[None])
         colours = ScalarMappable(cmap=ListedColormap(ramp[0] / 255))
-        figure.colorbar(colours, ax=grid, aspect=40, label="evidence for the prediction (Grad-CAM, over grey)")
+        figure.colorbar(colours, ax=grid, aspect=40,
+                        label="evidence for the prediction (Grad-CAM, relative to its maximum)")
     return figure
 
 

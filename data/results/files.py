@@ -124,7 +124,7 @@ def write_results(folder, settings, films, images, results, recorded, held_out="
     properties = list_properties(films, images, settings.CROP)
     table = films.loc[films["excluded"] == "", ["path", "label", held_out]].join(properties)
     write_table(table, folder / "properties.csv", note)
-    title = f"mammograms of {settings.DATA_DIR.name} as the network sees them"
+    title = f"{settings.DATA_DIR.name}: mammograms as the network sees them"
     write_figure(draw_films(films, images, properties["mean_grey"]), folder / "films.png", title, note, [".png"])
     trainings = trainings or list_trainings(table)
     for predictions, maps in results.values():

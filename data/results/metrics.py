@@ -14,7 +14,9 @@ from data import log
 RESAMPLES = 2000  # of the patients
 BATCH = 250  # resamples in memory at a time
 NAMES = ("accuracy", "precision", "recall", "f1", "specificity", "brier", "auc", "average_precision")
-TITLES = {"f1": "F1", "brier": "Brier score", "auc": "AUC", "average_precision": "average precision"}  # if another
+TITLES = {  # of the metrics whose title is another
+    "recall": "recall (sensitivity)", "f1": "F1", "brier": "Brier score", "auc": "AUC",
+    "average_precision": "average precision"}
 GRID = np.linspace(0, 1, 101)  # false positive rates of ROC curves, recalls of precision-recall curves
 
 
@@ -182,7 +184,7 @@ def compute_variance(values):
 
 
 def compute_margin(parts, confidence=0.95):
-    """t standard errors of a sum of parts, each (variance, degrees of freedom) (Satterthwaite 1946)."""
+    """Half the t interval of a sum of parts, each (variance, degrees of freedom) (Satterthwaite 1946)."""
     total = sum(variance for variance, _ in parts)
     if total == 0:
         return 0
@@ -191,7 +193,7 @@ def compute_margin(parts, confidence=0.95):
 
 
 def compute_unseen(patients, confidence=0.95):
-    """The upper limit of a share of which a sample of patients has none (Clopper and Pearson 1934)."""
+    """The upper limit of a share if no patient of a sample is a case (Clopper and Pearson 1934)."""
     return 1 - ((1 - confidence) / 2) ** (1 / patients)
 
 
@@ -325,8 +327,7 @@ def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, s
         parts.append((sum(pooled / len(aucs) for aucs in varying), freedom))
     margin = compute_margin(parts, confidence)
 
-    both_perfect = first_aucs[:, 0].min() == second_aucs[:, 0].min() == 1
-    if both_perfect and not np.array_equal(first, second):  # they may differ on other patients
+    if margin == 0 and not np.array_equal(first, second):  # they may differ on other patients
         margin = compute_unseen(patients, confidence)
     return difference, float(max(difference - margin, -1)), float(min(difference + margin, 1))
 

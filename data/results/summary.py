@@ -1,65 +1,78 @@
 """A finished run in words, on the console and as text that can be quoted, from what it recorded."""
 import json
 import textwrap
+from pathlib import Path
 
 import pandas as pd
 
 from data import log
+from data.films import CLASSES
 from data.results.baseline import describe_baseline
 from data.results.metrics import TITLES, describe_held_out, with_interval
 from data.runs import read_json
 from data.splits import SETS
 
-CROPS = {"breast": "cropped to the breast", "lesion": "cropped to the lesion and its surroundings",
-         None: "not cropped"}
-PLACES = {"breast": " and the size and place of the breast", "lesion": " and the size and place of the lesion",
+BACKBONES = {"resnet50": "ResNet50", "vgg16": "VGG16"}
+CROPS = {"breast": "cropped to the breast on a black square",
+         "lesion": "cropped to the lesion and its surroundings", None: "not cropped"}
+PLACES = {"breast": ", and the size and place of the breast", "lesion": ", and the size and place of the lesion",
           None: ""}
 TEXT = """\
 # {title}
 
 {tables}
 
-In brackets are 95 % intervals over patients. A mammogram with a probability of {THRESHOLD} or more is predicted
-malignant. The score of a breast is the mean logit of its views. The score of a patient is the larger one of
-both breasts ({both_breasts}). A patient is malignant if one of the mammograms is. By chance, the average
-precision is the share of malignant mammograms. It is too high on few mammograms{per_fold}; its interval
-corrects for that.{alike}{undefined}
+In brackets are 95 % confidence intervals over patients. Here, a mammogram is one image: one view of one breast.
+A mammogram with a probability of {THRESHOLD} or more is predicted malignant. A patient counts as malignant if
+one of the mammograms is labelled malignant. The score of a breast is the mean logit of its views. The score of
+a patient is the higher score of the two breasts ({both_breasts}). A random score has an average precision equal
+to the share of mammograms that are labelled malignant. With few mammograms{per_fold}, average precision is
+biased upwards. Its interval is corrected for this bias, the value is not.{undefined}
 
 ## Methods
 
-**Data.** {data} {duplicates} mammograms showed the same picture as another. No picture and no known patient is
-in two sets. Mammograms were {crop} and resized to 224 x 224 pixels.
+**Data.** {data} No known patient is in two {sets}, and no two mammograms that the search for duplicates
+matched. It misses most copies that were cropped or zoomed in. Mammograms were converted to grey, {crop}, and
+resized to 224 x 224 pixels of 8 bits.
 
-**Model.** The network is a {backbone} (weights: {weights}). Global average pooling, a dense layer of
-{HEAD_UNITS} units, dropout of {DROPOUT} and a sigmoid follow. The top {unfrozen_layers} of its {layers} layers
-were trainable{frozen}. With the layers that follow, {trained_parameters:,} parameters were trained.
+**Model.** The backbone is {name}. Its initial weights: {weights}. The head is global average pooling, a dense
+layer of {HEAD_UNITS} units (ReLU), dropout of {DROPOUT}, and a dense layer of one unit with a sigmoid. The head
+started from random values. The top {unfrozen_layers} of the {layers} Keras layers of the backbone were
+trained{frozen}. With the head, {trained_parameters:,} parameters were trained.
 
-**Training.** The classes were balanced by repetition in every epoch. Each mammogram was flipped horizontally at
+**Training.** The smaller class was oversampled in every epoch. Each mammogram was flipped horizontally at
 random. Its brightness was shifted by up to {BRIGHTNESS:.0%} of the grey scale, and its contrast changed by up
-to {CONTRAST:.0%}. Adam minimised the binary cross-entropy with a learning rate of {LEARNING_RATE:g}. The
-training had {EPOCHS} epochs with batches of {BATCH_SIZE} ({precision}, seed {SEED}). The final weights are an
-exponential moving average over about the last epoch. Nothing was chosen on held-out mammograms. They were
-scored in float32.
+to {CONTRAST:.0%}. Adam minimised the binary cross-entropy with a constant learning rate of {LEARNING_RATE:g}.
+The training had {EPOCHS} epochs with batches of {BATCH_SIZE} ({precision}, seed {SEED}), without early
+stopping. The final weights are an exponential moving average over about the last epoch. The program chose
+nothing on held-out mammograms: no weights, no epoch and no threshold. They were scored in float32.
 
-**Explanation.** Grad-CAM (Selvaraju et al. 2017) on the last feature maps shows the evidence for the predicted
-class. The most confident cases are in gradcam/.{pointing}
+**Explanation.** Grad-CAM (Selvaraju et al. 2017) on the last feature maps marks regions that raise the score of
+the predicted class. Each map is scaled to its own maximum. Up to four cases of each outcome, with the
+probabilities farthest from the threshold, are in gradcam/.{pointing}
 
 **Baseline.** File properties alone are scored by a random forest. It had the same training set and the same
 held-out mammograms. It knows format, size, bytes per pixel, bit depth, side, view and the number of mammograms
 of the patient. It also knows the brightness of the image (mean, standard deviation, black and white
-share){place}. A single property is scored by a decision tree of at most four leaves. The AUC of the most
-telling properties is optimistic, as they were chosen on held-out mammograms.
+share){place}. A single property is scored by a decision tree of at most four leaves. The properties with the
+highest AUC were chosen on held-out mammograms, so this AUC is optimistic.
 
-**Statistics.** Intervals are Wilson's, with Student's t and the effective sample size from a bootstrap over
-patients.
+**Statistics.** The intervals are Wilson intervals. They use Student's t and the effective sample size, which
+comes from 2,000 bootstrap resamples of the patients. They are at least as wide as the Clopper-Pearson interval
+of an event that no patient had. The interval of a difference of AUCs is Student's t times the standard error of
+the paired resamples.
 
-**Software.** Python {python}, TensorFlow {tensorflow}, Keras {keras}. Device: {device}.
+**Software.** Python {python}, TensorFlow {tensorflow}, Keras {keras}, NumPy {numpy}, SciPy {scipy},
+scikit-learn {sklearn}, OpenCV {cv2}, code {code}. Device: {device}.
 
 ## Limits
 
-Research software, not for clinical use.{note}{limits} The intervals hold for mammograms like these. They do not
-cover that another training of the same setting may differ. A setting that was chosen as the best of several on
-the same mammograms looks better than it is.
+Research software, not for clinical use.{note}{limits} The task is to tell benign from malignant findings.
+Normal mammograms are no part of it, so it measures neither the detection of cancer nor screening.{detail} The
+classes were balanced in training, so probabilities refer to equal shares of both. Accuracy, precision, F1,
+Brier score and average precision depend on the share of malignant mammograms, which is far lower in screening.
+The intervals hold for mammograms like these. They do not include the variation between trainings of the same
+setting. A setting that was chosen as the best of several on the same mammograms looks better than it is.
 
 ## CLAIM checklist
 
@@ -69,12 +82,15 @@ https://doi.org/10.1148/ryai.240300) that this folder answers:
 {claim}
 
 The other items are left to the authors. Among them are the source of the mammograms (7), the criteria of
-inclusion (8), the acquisition (13) and the reference standard (14 to 18).
+inclusion (8), de-identification (11), the acquisition (13) and the reference standard (14 to 18). Patient
+characteristics (36) and the clinical role (41) are left to them, too.
 """
 UNDEFINED = " A ratio of nothing is undefined, such as the precision if nothing is predicted malignant."
+DETAIL = " At 224 x 224 pixels, most microcalcifications of a whole breast are lost."
 CLAIM = {  # item of the 2024 update: (what it asks for, place in the folder of a run)
     "9": ("data preprocessing", "Data"),
-    "12": ("missing data", "Data; leaks.csv"),
+    "10": ("selection of data subsets", "Data; split.csv"),
+    "12": ("missing data", "Data"),
     "19": ("how data were assigned to partitions", "Data; split.csv"),
     "20": ("level at which partitions are disjoint", "Data"),
     "22": ("description of the model", "Model; model.keras"),
@@ -83,34 +99,86 @@ CLAIM = {  # item of the 2024 update: (what it asks for, place in the folder of 
     "25": ("training", "Training; history.csv; constants in settings.json"),
     "26": ("selection of the final model", "Training"),
     "27": ("ensembling", "Data"),
-    "28": ("metrics", "table; Statistics; metrics.json"),
-    "29": ("uncertainty", "table; Statistics"),
+    "28": ("metrics", "table; Statistics"),
+    "29": ("significance and uncertainty", "table; Statistics"),
     "31": ("explainability", "Explanation; gradcam/"),
-    "32": ("evaluation on internal data", "table; roc_curve.png"),
-    "33": ("testing on external data", "table; roc_curve.png"),
+    "32": ("evaluation on internal data", "table"),
+    "33": ("testing on external data", "table"),
     "35": ("numbers included and excluded", "Data; split.csv"),
-    "37": ("performance and its uncertainty", "table; calibration.png"),
-    "38": ("diagnostic performance and its precision", "table; confusion_matrix.png"),
-    "39": ("failure analysis", "false positives and negatives in gradcam/; predictions.csv"),
+    "37": ("performance and its uncertainty", "table; metrics.json"),
+    "38": ("diagnostic performance and its precision", "table; roc_curve.png; calibration.png"),
+    "39": ("failure analysis", "confusion_matrix.png; false positives and negatives in gradcam/"),
     "40": ("limitations", "Limits"),
 }
+IN_FOLDS = "; of each fold in its folder (folds.csv)"  # files that the folder of all folds does not have
 
 
-def make_claim(constants, settings):
+# ---- text --------------------------------------------------------------------------------------
+
+
+def make_claim(is_external, is_ensemble, has_folds):
     """The items of CLAIM that a run answers, as a Markdown table."""
-    is_external, is_ensemble = "TRAINED_ON" in constants, "folds" in settings
-    other = {"32" if is_external else "33"}
-    if not (is_external and is_ensemble):
-        other.add("27")
-    rows = [f"| {item} | {topic} | {place} |" for item, (topic, place) in CLAIM.items() if item not in other]
-    return "\n".join(["| item | topic | place |", "| --- | --- | --- |", *rows])
+    unanswered = "32" if is_external else "33"
+    lines = ["| item | topic | place |", "| --- | --- | --- |"]
+    for item, (topic, place) in CLAIM.items():
+        if item == unanswered or (item == "27" and not is_ensemble):
+            continue
+        if item in ("22", "25") and has_folds:
+            place += IN_FOLDS
+        lines.append(f"| {item} | {topic} | {place} |")
+    return "\n".join(lines)
+
+
+def count_classes(rows):
+    """The mammograms and patients of each class as text; rows: of split.csv."""
+    counts = rows.groupby("label")["group"].agg(["size", "nunique"])
+    return " and ".join(f"{counts['size'][label]} {label} mammograms of {counts['nunique'][label]} patients"
+                        for label in CLASSES if label in counts.index)
+
+
+def describe_split(settings, split):
+    """Who was held out, as a list of sentences; split: split.csv."""
+    constants, given = settings["constants"], settings["split"]["given"]
+    is_external, has_folds = "TRAINED_ON" in constants, "folds" in settings
+    tested = split[split["split" if "split" in split else "fold"] == "test"]
+    patients = "the training patients" if len(tested) else "the patients"
+    parts = []
+    if len(tested) and not given:
+        parts.append(f"A test set came with the data: {count_classes(tested)}. These patients are in no other"
+                     " set.")
+
+    if has_folds and is_external:
+        parts.append("Five models were trained, each without another fifth of its patients. The mean of their"
+                     " logits counts.")
+    elif has_folds:
+        parts.append("Five-fold cross-validation was stratified by class and grouped by patient (split seed"
+                     f" {constants['SPLIT_SEED']}). Five models were trained, each without another fifth of"
+                     f" {patients}. Each of {patients} was scored by the model that was trained without this"
+                     " patient. Counts are added over the folds. AUC and average precision are means of the"
+                     " folds.")
+        if len(tested):
+            parts.append("The test set was scored by the mean of their logits.")
+    elif not is_external:
+        how = "The split came with the data"
+        if not given:
+            how = (f"A fifth of {patients} was held out, stratified by class (fold {constants['FOLD']}, split seed"
+                   f" {constants['SPLIT_SEED']})")
+        sets = {**SETS, "excluded": "excluded"}
+        counts = [f"{name} {count_classes(split[split['split'] == value])}" for value, name in sets.items()
+                  if (split["split"] == value).any()]
+        parts.append(f"{how}: {'; '.join(counts)}.")
+    return parts
 
 
 def describe_data(settings, split):
-    """What the mammograms were, what was excluded, and who was held out."""
+    """What the mammograms were, what was excluded, and who was held out, as text."""
     collection, constants = settings["collection"], settings["constants"]
     parts = [f"The data were {collection['images']} mammograms of {collection['patients']} patients"
-             f" ({constants['DATA_DIR']})."]
+             f" ({Path(constants['DATA_DIR']).name}): {count_classes(split)}."]
+    files = "; ".join(f"{count} {kind}" for kind, count in collection["format"].items())
+    parts.append(f"Files: {files}.")
+    parts.append("The labels are those of the data. This program does not know whether they rest on"
+                 " histopathology, follow-up or BI-RADS.")
     for reason, count in collection["excluded"].items():
         if reason:
             parts.append(f"{count} mammograms were excluded: {reason}.")
@@ -118,30 +186,10 @@ def describe_data(settings, split):
         parts.append(f"The patients of {unknown} mammograms are unknown. Each of these counts as a patient of its"
                      " own, so results may look too good.")
     if "TRAINED_ON" in constants:
-        parts.append(f"The model was trained on another collection ({constants['TRAINED_ON']}).")
-
-    given, column = settings["split"]["given"], "split" if "split" in split else "fold"
-    tested = split["group"][split[column].eq("test")]
-    patients = "the training patients" if len(tested) else "the patients"
-    if len(tested) and not given:
-        parts.append(f"A test set of {len(tested)} mammograms of {tested.nunique()} patients came with the data."
-                     " These patients are in no other set.")
-    if "folds" in settings:
-        parts.append(f"Five models were trained, each without another fifth of {patients}, stratified by class.")
-        parts.append("The mean of their logits counts." if "TRAINED_ON" in constants else
-                     f"Each of {patients} was scored by the model that held it out. Counts are added. AUC and"
-                     " average precision are means of the folds.")
-        if len(tested):
-            parts.append("The test set was scored by the mean of their logits.")
-    elif "TRAINED_ON" not in constants:
-        how = f"A fifth of {patients} was held out, stratified by class"
-        if given:
-            how = "The split came with the data"
-        names = {**SETS, "excluded": "excluded"}
-        sides = split.groupby("split")["group"].agg(["size", "nunique"])
-        parts.append(f"{how}: " + ", ".join(f"{names[side]} {films} mammograms of {patients} patients"
-                                            for side, films, patients in sides.itertuples()) + ".")
-    return " ".join(parts)
+        parts.append(f"The model was trained on another collection ({Path(constants['TRAINED_ON']).name}).")
+    parts.append(f"{collection['duplicates']} mammograms showed the same picture as another, also if turned,"
+                 " mirrored or re-encoded.")
+    return " ".join(parts + describe_split(settings, split))
 
 
 def describe_pointing(results):
@@ -149,15 +197,9 @@ def describe_pointing(results):
     sentences = []
     for name, game in results.get("pointing_game", {}).items():
         shown = f"{game['hits']} of {game['images']} {name.replace('_', ' ')}"
-        sentences.append(f" The peak lies in the lesion box of {shown}"
-                         f" (peaks of other mammograms: {game['other_films']:.2f}).")
+        sentences.append(f" The peak lies in the lesion box of {shown} ({game['share']:.2f}; peaks of other"
+                         f" mammograms: {game['other_films']:.2f}).")
     return "".join(sentences)
-
-
-def read_metrics(folder):
-    """The metrics.json of a run, and that of its test side where there is one."""
-    files = folder / "metrics.json", folder / "test" / "metrics.json"
-    return [read_json(file, {}) for file in files if file.exists()]
 
 
 def predicts_one_class(results):
@@ -170,7 +212,7 @@ def count_breasts(results):
     if "per_patient" not in results:
         return "no score per patient, as all are malignant"
     patients = results["validation_patients"]
-    return f"{results['per_patient']['both_breasts']} of {patients} patients had both"
+    return f"{results['per_patient']['both_breasts']} of {patients} patients have mammograms of both breasts"
 
 
 def make_table(results):
@@ -178,11 +220,27 @@ def make_table(results):
     parts = results, results.get("per_patient")  # None where every patient is malignant
     baselines = [f"{part['majority_baseline']:.2f}" if part else "1.00" for part in parts]
     rows = [[describe_held_out(results), "per mammogram", "per patient"], ["---"] * 3,
-            ["accuracy of the majority class alone", *baselines]]
+            ["accuracy of always predicting the larger class", *baselines]]
     for name in results["ci95"]:
         cells = [with_interval(part, name) if part else "one class only" for part in parts]
         rows.append([TITLES.get(name, name), *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    for name, keys in (("true positives, false positives", ("tp", "fp")),
+                       ("true negatives, false negatives", ("tn", "fn"))):
+        cells = [", ".join(str(part["confusion_matrix"][key]) for key in keys) if part else "" for part in parts]
+        rows.append([name, *cells])
+
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    alike = "**The same class was predicted for all mammograms.**\n\n" * predicts_one_class(results)
+    return alike + table
+
+
+# ---- summary.md and console --------------------------------------------------------------------
+
+
+def read_metrics(folder):
+    """The metrics.json of a run, and that of its test set where there is one."""
+    files = folder / "metrics.json", folder / "test" / "metrics.json"
+    return [read_json(file, {}) for file in files if file.exists()]
 
 
 def write_summary(folder):
@@ -190,21 +248,25 @@ def write_summary(folder):
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
     constants, note, sides = settings["constants"], settings["note"], read_metrics(folder)
-    tables = "\n\n".join(map(make_table, sides))
+    is_external, has_folds = "TRAINED_ON" in constants, "folds" in settings
+    is_ensemble = has_folds and (is_external or len(sides) > 1)
+    tables = "\n\n".join(f"{make_table(side)}\n\n{describe_baseline(side['baseline'])}" for side in sides)
+    backbone = settings["model"]["backbone"]
+
     text = TEXT.format(
-        **constants, **settings["model"], **settings["versions"], title=settings["title"],
-        tables="\n\n".join(f"{make_table(side)}\n\n{describe_baseline(side['baseline'])}" for side in sides),
-        data=describe_data(settings, split),
-        duplicates=settings["collection"]["duplicates"], crop=CROPS[constants["CROP"]],
-        weights=settings["weights"]["origin"], precision=" and ".join(settings["model"]["floats"]),
+        **constants, **settings["model"], **settings["versions"], title=settings["title"], tables=tables,
+        data=describe_data(settings, split), sets="folds" if has_folds else "sets",
+        crop=CROPS[constants["CROP"]], place=PLACES[constants["CROP"]],
+        detail="" if constants["CROP"] == "lesion" else DETAIL,
+        name=BACKBONES.get(backbone, backbone), weights=settings["weights"]["origin"],
         frozen=", except any batch normalization" if settings["weights"]["pretrained"] else "",
-        pointing=describe_pointing(sides[0]), claim=make_claim(constants, settings), device=settings["device"],
-        both_breasts=count_breasts(sides[0]), place=PLACES[constants["CROP"]],
+        precision=" and ".join(settings["model"]["floats"]), device=settings["device"],
+        pointing=describe_pointing(sides[0]), both_breasts=count_breasts(sides[0]),
+        per_fold=" in a fold" if has_folds else "",
+        undefined=UNDEFINED if "undefined" in tables else "",
         limits="".join(f" {limit}" for limit in settings["limits"]),
-        alike=" All mammograms were predicted the same class." * any(map(predicts_one_class, sides)),
-        undefined=UNDEFINED * ("undefined" in tables),
-        per_fold=" in a fold" if "fold" in split else "",
-        note=f" {note.capitalize()}." if note else "")
+        note=f" {note.capitalize()}." if note else "",
+        claim=make_claim(is_external, is_ensemble, has_folds))
     paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
                   for block in text.split("\n\n")]
     (folder / "summary.md").write_text("\n\n".join(paragraphs).rstrip() + "\n", "utf-8", newline="\n")
@@ -214,8 +276,8 @@ def show_results(folder):
     """Log the metrics of a complete run, and what they were measured on."""
     for results in read_metrics(folder):
         for name in results["ci95"]:
-            log.info("%-17s %s", TITLES.get(name, name), with_interval(results, name))
-        log.info("on %s, with 95 %% intervals over patients; the majority class alone has accuracy %.2f",
+            log.info("%-20s %s", TITLES.get(name, name), with_interval(results, name))
+        log.info("on %s, with 95 %% intervals over patients; always predicting the larger class has accuracy %.2f",
                  describe_held_out(results), results["majority_baseline"])
         if "per_patient" in results:
             log.info("per patient (%s): AUC %s, sensitivity %s, specificity %s", count_breasts(results),
@@ -224,6 +286,6 @@ def show_results(folder):
         if pointing := describe_pointing(results):
             log.info("Grad-CAM:%s", pointing)
         if predicts_one_class(results):
-            log.warning("*** all mammograms were predicted the same class ***")
+            log.warning("*** the same class was predicted for all mammograms ***")
         if results["note"]:
             log.warning("*** %s ***", results["note"])

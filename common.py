@@ -94,7 +94,6 @@ finally:
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
 CHECKPOINT_SECONDS = 60  # the shortest time between two checkpoints
-FEED = {"workers": 2, "max_queue_size": 4}  # of the batches, in threads
 LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
@@ -252,10 +251,11 @@ def start(script, changes=None):
 
 def choose_gpu():
     """Use the first GPU that CUDA_VISIBLE_DEVICES allows, and only as much of its memory as is needed."""
-    for gpu in tf.config.list_physical_devices("GPU")[:1]:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
         with contextlib.suppress(RuntimeError, ValueError):  # a notebook may have used the GPU already
-            tf.config.set_visible_devices(gpu, "GPU")
-            tf.config.experimental.set_memory_growth(gpu, True)
+            tf.config.set_visible_devices(gpus[0], "GPU")
+            tf.config.experimental.set_memory_growth(gpus[0], True)
 
 
 def explain_missing_gpu():
@@ -516,18 +516,34 @@ def augment(image, rng, settings):
     return image.clip(0, 255)
 
 
-class TrainingBatches(keras.utils.PyDataset):
-    """The class-balanced batches of one epoch; (seed, epoch, place in the epoch) seeds the augmentation of a film.
+class HeldOutBatches(keras.utils.PyDataset):
+    """Batches of every film of `rows`, once, in order and not augmented.
 
-    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255, and int64 labels (B,). It depends on `epoch` and
-    its number only. images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); labels: int64 (N,), 1 is malignant; rows: int (M,),
-    the training set.
+    A batch is float32 (B, IMAGE_SIZE, IMAGE_SIZE, 3) in 0..255, and int64 labels (B,).
+
+    images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE). labels: int64 (N,), 1 is malignant. rows: int (M,), of the set.
     """
 
     def __init__(self, images, labels, rows, settings):
-        super().__init__(**FEED)
+        super().__init__(workers=2, max_queue_size=4)  # in threads
         self.images, self.labels, self.rows, self.settings = images, labels, rows, settings
-        self.epoch = 0  # counted from 0; train() sets it
+
+    def __len__(self):
+        return math.ceil(len(self.rows) / self.settings.BATCH_SIZE)
+
+    def __getitem__(self, number):
+        size = self.settings.BATCH_SIZE
+        rows = self.rows[number * size : (number + 1) * size]
+        return np.repeat(self.images[rows][..., None], 3, axis=-1).astype(np.float32), self.labels[rows]
+
+
+class TrainingBatches(HeldOutBatches):
+    """The class-balanced batches of one epoch; (seed, epoch, place in the epoch) seeds the augmentation of a film.
+
+    A batch depends on `epoch` and its number only.
+    """
+
+    epoch = 0  # counted from 0; train() sets it
 
     def __len__(self):
         return math.ceil(2 * np.bincount(self.labels[self.rows]).max() / self.settings.BATCH_SIZE)
@@ -542,21 +558,6 @@ class TrainingBatches(keras.utils.PyDataset):
             grey = self.images[row, ..., None].astype(np.float32)
             films.append(augment(grey, np.random.default_rng((seed, self.epoch, place)), self.settings))
         return np.repeat(films, 3, axis=-1), self.labels[rows]
-
-
-class HeldOutBatches(keras.utils.PyDataset):
-    """Batches of every film of `rows`, once, in order and not augmented; see TrainingBatches."""
-
-    def __init__(self, images, labels, rows, settings):
-        super().__init__(**FEED)
-        self.images, self.labels, self.rows, self.size = images, labels, rows, settings.BATCH_SIZE
-
-    def __len__(self):
-        return math.ceil(len(self.rows) / self.size)
-
-    def __getitem__(self, number):
-        rows = self.rows[number * self.size : (number + 1) * self.size]
-        return np.repeat(self.images[rows][..., None], 3, axis=-1).astype(np.float32), self.labels[rows]
 
 
 def make_datasets(images, films, settings):
@@ -777,7 +778,7 @@ def make_explainer(models, threshold):
 
 
 def evaluate(models, images, films, settings, side="validation"):
-    """{side: (predictions, maps)} of the films of one set.
+    """(predictions, maps) of the films of one set: side is "validation" or "test".
 
     predictions: a table with path, patient_id, label, probability (of malignancy), predicted and logit, with the
     order and the index of `films`. maps: Grad-CAM, (N, h, w). For several models see make_explainer.
@@ -790,7 +791,7 @@ def evaluate(models, images, films, settings, side="validation"):
     probabilities = special.expit(logits)
     predictions = films.iloc[rows][["path", "patient_id", "label"]].assign(
         probability=probabilities, predicted=np.take(CLASSES, probabilities >= settings.THRESHOLD), logit=logits)
-    return {side: (predictions, maps)}
+    return predictions, maps
 
 
 # ---- run folder --------------------------------------------------------------------------------
@@ -821,7 +822,11 @@ def make_folder(folder, again=False):
 
 def write_run(folder, settings, films, images, fingerprints, trained, facts, weights, history, results, console):
     """Write all files of a run, and remove its checkpoint; see load_backbone, train and evaluate."""
-    notes = ["synthetic phantoms"] * is_synthetic(films) + [weights["origin"]] * (not weights["pretrained"])
+    notes = []
+    if is_synthetic(films):
+        notes.append("synthetic phantoms")
+    if not weights["pretrained"]:
+        notes.append(weights["origin"])
     note = "; ".join(notes)
     title = "{backbone}, top {unfrozen_layers} of {layers} layers trained".format(**facts)
     recorded = describe_run(settings, films, console) | {"note": note, "title": title, "model": facts}
@@ -830,7 +835,7 @@ def write_run(folder, settings, films, images, fingerprints, trained, facts, wei
     if fold:  # with FOLD = "all", too, each folder says which fold it is
         recorded["constants"]["FOLD"] = int(fold)
     with make_folder(folder) as new:
-        write_results(new, settings, films, images, results, recorded)
+        write_results(new, settings, films, images, *results, recorded)
         write_figure(draw_training_curves(history), new / "training_curves.png", title, note)
         write_table(history.drop(columns="seconds"), new / "history.csv", note)
         np.save(new / "fingerprints.npy", fingerprints)
@@ -898,7 +903,7 @@ def pool_folds(folders, films, images, fingerprints, settings):
     recorded["constants"]["FOLD"] = "all"
     recorded["title"] += ", all folds"
     with make_folder(folder) as new:
-        write_results(new, settings, films, images, {"all folds": (predictions, maps)}, recorded, held_out="fold")
+        write_results(new, settings, films, images, predictions, maps, recorded)
         np.save(new / "fingerprints.npy", fingerprints)
     return folder
 
@@ -912,7 +917,7 @@ def score_test(folder, films, images, settings):
         return
     if not (folder / "test").is_dir():
         _, models, recorded = load_run(folder)
-        predictions, maps = evaluate(models, images, films, settings, "test")["test"]
+        predictions, maps = evaluate(models, images, films, settings, "test")
         trainings, title = read_trainings(folder / "properties.csv"), recorded["title"]
         predictions, ranked = add_baseline(predictions, list_properties(films, images, settings.CROP), trainings)
         with make_folder(folder / "test") as new:
@@ -1083,12 +1088,16 @@ def validate(run, data_dir):
         reasons = "; ".join(f"{count}: {reason}" for reason, count in films["excluded"].value_counts().items())
         raise UserError(f"{data_dir} has no mammogram that {source.name} can be scored on ({reasons}).")
     check_sides(films, ["validation"])
-    results = evaluate(models, images, films, settings)
-    if any(predictions["probability"].isna().any() for predictions, _ in results.values()):
+    predictions, maps = evaluate(models, images, films, settings)
+    if predictions["probability"].isna().any():
         raise UserError(f"the model of {source} gives no number for some mammograms, and may be damaged:"
                         f" {REMEDY}.")
-    notes = ["synthetic phantoms" * is_synthetic(films), recorded["note"] and f"the model: {recorded['note']}"]
-    note, title = "; ".join(filter(None, notes)), f"{recorded['title']}, trained on {Path(trained_on).name}"
+    notes = []
+    if is_synthetic(films):
+        notes.append("synthetic phantoms")
+    if recorded["note"]:
+        notes.append(f"the model: {recorded['note']}")
+    note, title = "; ".join(notes), f"{recorded['title']}, trained on {Path(trained_on).name}"
     name = cut_name(f"{source.name}-on-{data_dir.name}", 200)
     folder = source.with_name(f"{name}-{hash_to_digits(films['film_sha256'].tolist())}")
     limits = {"limits": recorded["limits"]}  # those of the training
@@ -1097,7 +1106,7 @@ def validate(run, data_dir):
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
     trainings = read_trainings(source / "properties.csv")
     with make_folder(folder, again=True) as new:
-        write_results(new, settings, films, images, results, recorded, trainings=trainings)
+        write_results(new, settings, films, images, predictions, maps, recorded, trainings)
     show_results(folder)
     compare(settings.OUTPUT_DIR)
     return folder

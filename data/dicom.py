@@ -57,17 +57,13 @@ def find_depth(counts):
     """
     pixels = counts.sum()
 
-    for bits in DEPTHS:
+    for bits in DEPTHS[:-1]:
         brighter = counts[2**bits :]
-        if brighter.sum() <= OUTLIERS * pixels:
-            return bits
-
-        white = brighter.max()
+        white = brighter.max(initial=0)
         others = brighter.sum() - white
-        if others <= min(white, LABEL_EDGES * pixels):
+        if brighter.sum() <= OUTLIERS * pixels or others <= min(white, LABEL_EDGES * pixels):
             return bits
-
-    raise AssertionError("16 bits hold every value")
+    return DEPTHS[-1]
 
 
 # ---- header ------------------------------------------------------------------------------------
@@ -347,9 +343,10 @@ def decode(data, pixels):
         syntax = data.file_meta.TransferSyntaxUID
         compressed = syntax.is_encapsulated
     element = data.get_item("PixelData")
-    if compressed != (element.length == UNDEFINED):
-        words = "compressed pixels", "uncompressed pixels"
-        contradict(*(words if compressed else reversed(words)))
+    if compressed and element.length != UNDEFINED:
+        contradict("compressed pixels", "uncompressed pixels")
+    if not compressed and element.length == UNDEFINED:
+        contradict("uncompressed pixels", "compressed pixels")
 
     source, stream = element.value, None
     if compressed:
@@ -433,8 +430,9 @@ def read_values(data, counts, pixels, stream):
         contradict(f"{pixels.stored} bits a pixel", needed)
 
     if stream and stream.signed not in (None, pixels.signed) and (numbers[used] >> (stream.precision - 1)).any():
-        words = "signed pixels", "unsigned pixels"
-        contradict(*(words if pixels.signed else reversed(words)))
+        if pixels.signed:
+            contradict("signed pixels", "unsigned pixels")
+        contradict("unsigned pixels", "signed pixels")
     return to_signed(values, pixels.stored) if pixels.signed else values, padding
 
 
@@ -506,10 +504,9 @@ def render(data, values, counts, pixels, stream):
         levels, brightness = values * slope + read_number(data, "RescaleIntercept", 0), None
 
     voi = apply_table(data, "VOILUTSequence", levels)
-    window = None if voi else apply_window(data, levels)
     if voi:
         _, brightness = voi
-    elif window is not None:
+    elif (window := apply_window(data, levels)) is not None:
         brightness = window
 
     quantile = partial(np.quantile, weights=counts, method="inverted_cdf")

@@ -4,11 +4,10 @@ from itertools import combinations_with_replacement
 
 import cv2
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from data import log, quote
 from data.films import list_some, warn
+from data.names import connect
 
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
 DUPLICATE_CORRELATIONS = 0.87, 0.95, 0.87  # of the film, squashed, its content: see take_fingerprints
@@ -79,11 +78,6 @@ def take_fingerprints(image, shape):
     squashed = distrust_margins(*fingerprint(image, (1, 1)))
     content, _ = fingerprint(cut_content(image, shape), (1, 1))  # without margin
     return np.stack([film, squashed, content])
-
-
-def connect(edges, count):
-    """The connected component of each of `count` nodes: int (count,); edges: int (2, E)."""
-    return connected_components(coo_array((np.ones(len(edges[0])), edges), (count, count)), directed=False)[1]
 
 
 def find_pictures(fingerprints, threshold, pictures):

@@ -14,13 +14,11 @@ from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from data import UserError, log, quote
 from data.dicom import import_pydicom, is_without_image, name_class
-from data.names import (ROUNDED, find_companions, first_known, is_nobody, match_patients, read_path, to_key,
-                        to_side, to_view)
+from data.names import (ROUNDED, connect, find_companions, first_known, is_nobody, match_patients, read_path,
+                        to_key, to_side, to_view)
 
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", ".dcm", ".dicom")
@@ -97,8 +95,12 @@ def list_files(folder, unlisted=None):
         paths = []
 
     for path, is_folder in paths:
-        if not path.name.startswith("."):
-            yield from list_files(path, unlisted) if is_folder else [path]
+        if path.name.startswith("."):
+            continue
+        if is_folder:
+            yield from list_files(path, unlisted)
+        else:
+            yield path
 
 
 def absolute(path):
@@ -145,15 +147,20 @@ def read_folders(root):
         splits = {"train": "train", "test": "test", **dict.fromkeys(validation, "validation")}
         sets = {folders[word]: split for word, split in splits.items() if word in folders}
 
-    tops = {top: split for place, split in sets.items() for top in place.iterdir()}
-    classes = {top: label for top in tops if top.is_dir()
-               for label in CLASSES if top.name.lower().startswith(label)}
-    files = {path: (classes[top], tops[top]) for top in classes for path in list_files(top)}
-    images = list(filter(is_image, files))
-    ignored = sorted({*root.iterdir(), *tops} - {*sets, *classes}) + sorted({*files} - {*images})
-    names = [str(path.relative_to(root)) for path in ignored if not path.name.startswith(".")]
+    rows, ignored = [], [path for path in root.iterdir() if root not in sets and path not in sets]
+    for place, split in sets.items():
+        for top in place.iterdir():
+            label = next((label for label in CLASSES if top.name.lower().startswith(label)), "")
+            if not (label and top.is_dir()):
+                ignored.append(top)
+                continue
+            for path in list_files(top):
+                if is_image(path):
+                    rows.append((path.relative_to(root).as_posix(), label, split, "", "", "", ""))
+                else:
+                    ignored.append(path)
+    names = sorted(str(path.relative_to(root)) for path in ignored if not path.name.startswith("."))
 
-    rows = [(path.relative_to(root).as_posix(), *files[path], "", "", "", "") for path in images]
     if foreign := [os.fsencode(path) for path, *_ in rows if os.fsencode(path) != path.encode(errors="ignore")]:
         shown = ", ".join(path.decode(errors="backslashreplace") for path in foreign[:20])
         raise UserError(f"{root} has {len(foreign)} files whose names are not in UTF-8: rename {shown}.")
@@ -405,8 +412,7 @@ def name_patients(films, sources):
     edges = keys.assign(best=first_known(keys)).stack().dropna()  # from films to ids
     rows, columns = edges.index.get_level_values(0), edges.index.get_level_values(1)
     ids = len(films) + edges.groupby([columns, edges.to_numpy()]).ngroup()
-    graph = coo_array(([1] * len(edges), (rows, ids)), [len(films) + len(edges)] * 2)
-    groups = pd.factorize(connected_components(graph, directed=False)[1][: len(films)])[0]
+    groups, _ = pd.factorize(connect((rows, ids), len(films) + len(edges))[: len(films)])
 
     names = first_known(sources.drop(columns="PatientID").groupby(groups).first())
     hidden = names.isna() & sources["PatientID"].groupby(groups).first().notna()
@@ -466,7 +472,7 @@ def is_synthetic(films):
 # ---- the table ---------------------------------------------------------------------------------
 
 
-def refuse(folder, missing, ignored):
+def refuse_folder(folder, missing, ignored):
     """Raise the UserError of a folder that lacks a class, with what to do."""
     missing = " and no ".join(missing)
     if (folder / "labels.csv").is_file():
@@ -493,7 +499,7 @@ def find_images(folder):
         films = films[~companions].sort_values("path", ignore_index=True)
         films, headers = drop_what_has_no_image(films, read_headers(films["path"], folder))
         if missing := [label for label in CLASSES if label not in {*films["label"]}]:
-            refuse(folder, missing, ignored)
+            refuse_folder(folder, missing, ignored)
     except OSError as error:
         problem = f"{error.strerror}: {error.filename}" if error.filename else error
         raise UserError(f"{folder} cannot be used ({problem}). {LAYOUTS}") from error

@@ -4,7 +4,10 @@ import re
 import unicodedata
 from itertools import takewhile
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 BELOW = r"(?![A-Za-z0-9])[^/]*(?:(?:/\d[^/]*){0,2}/[^/]+)?$"  # of a patient's folder: study, series, file
 PATIENTS = {  # how public collections write the patient into the last parts of a path, in any case
@@ -77,6 +80,12 @@ def to_side(text):
 def to_view(text):
     """The short name of a view, such as CC of cc, cranio-caudal or a code of DICOM, else ""."""
     return VIEWS.get(re.sub(r"[\W_]+", "", text.casefold()), "")
+
+
+def connect(edges, count):
+    """The connected component of each of `count` nodes: int (count,); edges: int (2, E)."""
+    graph = coo_array((np.ones(len(edges[0])), edges), (count, count))
+    return connected_components(graph, directed=False)[1]
 
 
 def first_known(table):

@@ -23,7 +23,7 @@ from PIL.ExifTags import Base as Tag
 
 from data import MAX_PIXELS, UserError, dicom, duplicates, explain_write_errors, log, replace
 from data.dicom import count_values, find_depth, read_dicom, refuse, unpack_bits
-from data.films import LESION_BOXES, is_dicom, list_some
+from data.films import LESION_BOXES, is_dicom, warn
 
 IMAGE_SIZE = 224  # pixels, both ways
 MIN_SIDE = 32  # pixels of the shorter side of a film
@@ -326,8 +326,9 @@ def read_boxes(lesion_box):
 
 def place_boxes(film):
     """The lesion boxes of a row of the table: float (K, 4), x, y, width and height as shares of its image."""
-    corner, shape = (film.left, film.top, 0, 0), (film.width, film.height)
-    return (read_boxes(film.lesion_box) - corner) / (shape * 2)
+    corner = film.left, film.top, 0, 0
+    size = film.width, film.height, film.width, film.height
+    return (read_boxes(film.lesion_box) - corner) / size
 
 
 def crop_film(grey, shape, margin):
@@ -336,11 +337,14 @@ def crop_film(grey, shape, margin):
     side = int(np.ceil(max(width, height) * (1 + 2 * margin)))
     left, top = left - (side - width) // 2, top - (side - height) // 2
     part = grey[max(0, top) : top + side, max(0, left) : left + side]
-    scale, image = IMAGE_SIZE / side, np.zeros((IMAGE_SIZE, IMAGE_SIZE), grey.dtype)
-    height, width = (max(1, round(length * scale)) for length in part.shape)
-    target = image[round(max(0, -top) * scale) :, round(max(0, -left) * scale) :][:height, :width]
+
+    scale = IMAGE_SIZE / side
+    x, y = round(max(0, -left) * scale), round(max(0, -top) * scale)  # where the film starts in the image
+    width = min(max(1, round(part.shape[1] * scale)), IMAGE_SIZE - x)
+    height = min(max(1, round(part.shape[0] * scale)), IMAGE_SIZE - y)
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    target[:] = cv2.resize(part, target.shape[::-1], interpolation=method)
+    image = np.zeros((IMAGE_SIZE, IMAGE_SIZE), grey.dtype)
+    image[y : y + height, x : x + width] = cv2.resize(part, (width, height), interpolation=method)
     return image, dict(left=left, top=top, width=side, height=side)
 
 
@@ -501,16 +505,14 @@ def share_depths(films, known):
     return depths
 
 
-def tell_of_films(films, crop):
-    """Log which films may look wrong to the network, and why."""
+def tell_of_films(films):
+    """Warn of films that may look wrong to the network, and why."""
     for column, sentence in (
         ("is_mask", "are excluded, since they are masks in black and white"),
         ("is_uncropped", "have a background that is not black, so that CROP may keep it or lose the breast"),
         ("box_outside", "have a lesion_box that lies outside of the breast"),
     ):
-        if films[column].any():
-            paths = films.loc[films[column], "path"]
-            log.warning("%d of %d mammograms %s: %s", len(paths), len(films), sentence, list_some(paths.tolist()))
+        warn(f"of {len(films)} mammograms {sentence}", films["path"][films[column]])
 
 
 def read_films(films, folder, crop, output_dir, known=None):
@@ -556,7 +558,7 @@ def read_films(films, folder, crop, output_dir, known=None):
         images = np.memmap(pictures, np.uint8, "r", shape=shape)
         prints = np.memmap(prints, np.complex64, "r", shape=(len(films), *fingerprints_shape))
 
-    tell_of_films(films, crop)
+    tell_of_films(films)
     lacks_box = films["lesion_box"].eq("") & (crop == "lesion")
     excluded = np.select([films["is_mask"], lacks_box], ["a mask", "no lesion_box"], "")
     columns = films.drop(columns=["is_mask", "is_uncropped", "box_outside"])

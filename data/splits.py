@@ -152,7 +152,7 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
 def is_imagenet(file, digest):
     """Whether a weights file is one of IMAGENET, by its MD5 or by the SHA-256 of its arrays (`digest`)."""
     with open(file, "rb") as content:
-        return bool({digest, hashlib.file_digest(content, "md5").hexdigest()} & {*IMAGENET})
+        return digest in IMAGENET or hashlib.file_digest(content, "md5").hexdigest() in IMAGENET
 
 
 def read_trained(folder, shape):

@@ -90,7 +90,7 @@ def evaluated(tmp_path):
     model, _ = build_tiny(settings, films)
     median = np.median(model.predict(to_pixels(images[:9]), verbose=0))
     settings = settings._replace(THRESHOLD=float(median))
-    return *common.evaluate([model], images, films, settings)["validation"], films, images, model, settings
+    return *common.evaluate([model], images, films, settings), films, images, model, settings
 
 
 def test_predictions_are_those_of_predict_and_each_map_explains_its_own_film(evaluated):
@@ -121,7 +121,7 @@ def test_confident_films_do_not_tie(tmp_path):
     settings, films = prepare(tmp_path), make_films([0, 1] * 4, held_out=8)
     images = np.arange(0, 80, 10, np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
     model = build_two_channels(bias=30, gain=36)
-    ((predictions, maps),) = common.evaluate([model], images, films, settings).values()
+    predictions, maps = common.evaluate([model], images, films, settings)
     expected = 30 - 36 * images[:, 0, 0].astype(float) / 255
     assert predictions["logit"].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
     assert predictions["probability"].astype(np.float32).nunique() == 1

@@ -245,7 +245,7 @@ def test_training_and_grad_cam_fold_what_is_frozen(tmp_path, monkeypatch, pretra
         prepare(tmp_path, MIXED_PRECISION=mixed)
         model = common.build_model(perturb(build_backbone(None)), {"pretrained": pretrained}, settings)
         trained, _, history = common.train(model, training, validation, settings, tmp_path / name)
-        predictions, maps = common.evaluate([trained], images, films, settings)["validation"]
+        predictions, maps = common.evaluate([trained], images, films, settings)
         assert count_folded(trained) == 0
         results.append([history[["loss", "val_loss"]], *trained.get_weights(), predictions["probability"], maps])
     assert counts == [2 if pretrained else 1] * 2, "the lower one does not train in either case"

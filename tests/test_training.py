@@ -294,7 +294,7 @@ def fit(tmp_path):
         training, validation = common.make_datasets(images, films, settings)
         trained, facts, history = common.train(model, training, validation, settings, tmp_path / folder)
         assert facts == common.describe_model(model, settings), "of the model that was trained"
-        predictions, _ = common.evaluate([trained], images, films, settings)["validation"]
+        predictions, _ = common.evaluate([trained], images, films, settings)
         assert getattr(trained, "optimizer", None) is None, "which would be two thirds of the file"
         return history, predictions, model
 
@@ -338,7 +338,7 @@ def test_the_weights_are_an_average_over_about_the_last_epoch(tmp_path, batch_si
     steps = len(training)
     assert steps == 26 / batch_size
     trained, _, history = common.train(model, training, validation, settings, tmp_path / "run")
-    predictions, _ = common.evaluate([trained], images, films, settings)["validation"]
+    predictions, _ = common.evaluate([trained], images, films, settings)
 
     prepare(tmp_path)  # the same random numbers again
     plain, _ = build_tiny(settings, films)

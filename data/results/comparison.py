@@ -39,62 +39,96 @@ PICTURES = ("confusion_matrix", "roc_curve", "precision_recall", "training_curve
 METRICS = ("accuracy", "precision", "recall", "f1", "specificity", "average_precision")
 
 
-def read_run(folder, place):
-    """(row, films) of a run: its row of runs.csv, and its held-out films. Raises UserError.
-
-    place: where its results lie, the folder itself or the folder of its test side.
-    """
-    settings = read_json(folder / "settings.json", SETTINGS)
-    check(settings["constants"], CONSTANTS, folder / "settings.json")
-    results = read_results(place / "metrics.json")
-    given = settings["split"]["given"]
-    split = read_table(folder / "split.csv", ["path", "label", "group", "film_sha256"] + ["split"] * given)
-    films = read_predictions(place / "predictions.csv")
-    constants, side = settings["constants"], results["side"]
-    row = {"run": folder.name, "side": side, "note": settings["note"], "backbone": settings["model"]["backbone"]}
-    row |= {name: value if isinstance(value, str) else str(value).removesuffix(".0")  # 1 and 1.0 are one setting
-            for name, value in constants.items() if name.isupper()}
-    row |= {name: settings["versions"].get(version) for name, version in RELEASES.items()}
+def describe_setting(settings):
+    """{column: value} of runs.csv that settings.json has: what was run, and on what."""
+    constants = settings["constants"]
+    row = {"note": settings["note"], "backbone": settings["model"]["backbone"]}
+    for name, value in constants.items():
+        if name.isupper():
+            row[name] = value if isinstance(value, str) else str(value).removesuffix(".0")  # 1 and 1.0 are one
+    for name, version in RELEASES.items():
+        row[name] = settings["versions"].get(version)
     row["device"] = "CPU" if settings["device"].startswith("CPU") else "GPU"
     row["MIXED_PRECISION"] = " and ".join(settings["model"]["floats"])  # "auto" is another on another machine
     row["SPLIT_SEED"] = row.get("SPLIT_SEED", row["SEED"])  # one constant in older versions
-    if given:
+    if settings["split"]["given"]:
         row["FOLD"] = "other collection" if "TRAINED_ON" in constants else "given split"
         row["SPLIT_SEED"] = "not used"
-    for name in metrics.NAMES:
-        if name in results["ci95"]:
-            low, high = results["ci95"][name]
-            value = "undefined" if results[name] is None else results[name]
-            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    if "baseline" in results:  # runs of older versions have none
-        row["baseline_auc"] = results["baseline"]["auc"]
-        row["baseline_auc_low"], row["baseline_auc_high"] = results["baseline"]["ci95"]["auc"]
     row["minutes"] = sum(settings["seconds"].values()) / 60
     row["weights"] = settings["weights"]["sha256"]
     if not settings["weights"]["pretrained"]:
         row["WEIGHTS"], row["weights"] = "random", "random"  # another SEED draws others
-    row["link"] = quote(os.fsencode(place.relative_to(folder.parent).as_posix()))
+    return row
+
+
+def describe_results(results):
+    """{column: value} of runs.csv that metrics.json has: metrics and the baseline, with intervals."""
+    row = {}
+    for name in metrics.NAMES:
+        if name in results["ci95"]:
+            row[name] = "undefined" if results[name] is None else results[name]
+            row[f"{name}_low"], row[f"{name}_high"] = results["ci95"][name]
+    if "baseline" in results:  # runs of older versions have none
+        row["baseline_auc"] = results["baseline"]["auc"]
+        row["baseline_auc_low"], row["baseline_auc_high"] = results["baseline"]["ci95"]["auc"]
+    return row
+
+
+def describe_films(split, settings, row, side):
+    """{column: value} of runs.csv on the films: "section" is the same for runs that are compared.
+
+    split: split.csv; row: of describe_setting.
+    """
+    given = settings["split"]["given"]
     used = split[split.get("split", split.get("fold", split["label"])).ne("excluded")]
-    row["films"] = f"{len(used)} mammograms of {used['group'].nunique()} patients"
-    names = ["path", "label", "film_sha256"] + ["group"] * (row["FOLD"] != "other collection")
+    names = ["path", "label", "film_sha256"]
+    if row["FOLD"] != "other collection":
+        names.append("group")
     digests = pd.util.hash_pandas_object(split[names], index=False)
     dealt = f"{settings['split'].get('dealt')} by {row['SPLIT_SEED']}"  # which films, not those of a test set
-    row["section"] = f"{digests.sum()}, {dealt}, {given}, {side == 'test'}"  # runs of one are compared
-    row["split"] = None
+    digits = None
     if given:
-        row["split"] = f"{pd.util.hash_pandas_object(split[['path', 'split']], index=False).sum():x}"[-6:]
-    known = split.set_index("path")
+        digits = f"{pd.util.hash_pandas_object(split[['path', 'split']], index=False).sum():x}"[-6:]
+    return {"films": f"{len(used)} mammograms of {used['group'].nunique()} patients", "split": digits,
+            "section": f"{digests.sum()}, {dealt}, {given}, {side == 'test'}"}
+
+
+def read_held_out(file, split, row):
+    """The held-out films of a run, from its predictions.csv; split, row: as in describe_films. Raises UserError."""
+    films, known = read_predictions(file), split.set_index("path")
     if not known.index.is_unique or films["path"].map(known["label"]).ne(films["label"]).any():
-        raise UserError(f"{place / 'predictions.csv'} and split.csv contradict each other: {REMEDY}.")
+        raise UserError(f"{file} and split.csv contradict each other: {REMEDY}.")
+
     films["group"], films["malignant"] = films["path"].map(known["group"]), films["label"].map(CLASSES.index)
     films["fold"] = films.get("fold", row["FOLD"])  # FOLD "all" has a column
     if films.groupby("fold")["malignant"].nunique().min() < 2:
-        raise UserError(f"{place / 'predictions.csv'} has a fold without one of the classes: {REMEDY}.")
+        raise UserError(f"{file} has a fold without one of the classes: {REMEDY}.")
     if "logit" in films:  # which tells apart what is 1 in nine digits
         films["probability"] = special.expit(films["logit"].astype(float))
     films["baseline"] = pd.to_numeric(films["baseline"], errors="coerce") if "baseline" in films else math.nan
-    films["seed"], films["threshold"] = constants["SEED"], constants["THRESHOLD"]
-    return row, films.assign(run=row["link"])
+    return films
+
+
+def read_run(folder, place):
+    """(row, films) of a run: its row of runs.csv, and its held-out films. Raises UserError.
+
+    place: where its results lie, the folder itself or the folder of its test set.
+    """
+    settings = read_json(folder / "settings.json", SETTINGS)
+    constants = settings["constants"]
+    check(constants, CONSTANTS, folder / "settings.json")
+    results = read_results(place / "metrics.json")
+    columns = ["path", "label", "group", "film_sha256"]
+    if settings["split"]["given"]:
+        columns.append("split")
+    split = read_table(folder / "split.csv", columns)
+
+    setting = describe_setting(settings)
+    row = {"run": folder.name, "side": results["side"]} | setting | describe_results(results)
+    row["link"] = quote(os.fsencode(place.relative_to(folder.parent).as_posix()))
+    row |= describe_films(split, settings, setting, results["side"])
+    films = read_held_out(place / "predictions.csv", split, setting)
+    return row, films.assign(seed=constants["SEED"], threshold=constants["THRESHOLD"], run=row["link"])
 
 
 # ---- settings ----------------------------------------------------------------------------------
@@ -150,10 +184,9 @@ def rank(settings):
     settings = sorted(settings, key=lambda setting: -setting.results["auc"])
     held_out = [frozenset(setting.films.index) for setting in settings]
     most = max(held_out, key=lambda films: (len(films), held_out.count(films)))
-    lists = [], []
-    for setting, films in zip(settings, held_out, strict=True):
-        lists[films != most].append(setting)
-    return lists
+    ranked = [setting for setting, films in zip(settings, held_out, strict=True) if films == most]
+    others = [setting for setting, films in zip(settings, held_out, strict=True) if films != most]
+    return ranked, others
 
 
 def subtract_aucs(best, other, pairs):
@@ -200,7 +233,8 @@ def describe_folds(folds):
         return "all folds"
     if not all(fold.isdigit() for fold in folds):
         return ", ".join(folds)
-    return f"fold{'s' * (len(folds) > 1)} {', '.join(folds)} only"
+    noun = "fold" if len(folds) == 1 else "folds"
+    return f"{noun} {', '.join(folds)} only"
 
 
 def describe_difference(difference, low, high):
@@ -217,7 +251,7 @@ def answer(best, others, differences):
         if difference is None:
             continue
         value, low, high = difference
-        once = " (one training of each)" * (best.scores.shape[1] == other.scores.shape[1] == 1)
+        once = " (one training of each)" if best.scores.shape[1] == other.scores.shape[1] == 1 else ""
         if low > 0:
             text = describe_difference(value, low, high)
             claims.append(f"{best.name} is better than {other.name}: {text}{once}")
@@ -232,7 +266,8 @@ def answer(best, others, differences):
     if not claims:
         return f"No setting can be told from the best ({best.name}): all differences include 0."
     if alike:
-        claims.append(f"{alike} other setting{'s' * (alike > 1)} cannot be told from the best")
+        noun = "setting" if alike == 1 else "settings"
+        claims.append(f"{alike} other {noun} cannot be told from the best")
     return "; ".join(claims) + "."
 
 
@@ -324,7 +359,9 @@ def show_section(runs, films, names, output_dir):
     cells = ["" if rest else None, *map(show_difference, [best] * len(rest), rest, differences)]
 
     last = runs.iloc[-1]
-    title = f"{cut_folders(last['DATA_DIR'])}: {last['films']}{', test set' * (last['side'] == 'test')}"
+    title = f"{cut_folders(last['DATA_DIR'])}: {last['films']}"
+    if last["side"] == "test":
+        title += ", test set"
     same = ", ".join(f"{name} {last[name]}" for name in names if name not in differs)
     sheets = [f"{link}/films.png" for link in runs.drop_duplicates("CROP", keep="last")["link"]]
     return "\n".join([
@@ -333,7 +370,7 @@ def show_section(runs, films, names, output_dir):
         *(fill("<p><mark>{note}</mark></p>", note=note) for note in runs["note"].unique() if note),
         show_table(ranked, cells[: len(ranked)]),
         OTHERS + show_table(others, cells[len(ranked) :]) if others else "",
-        BEST * bool(rest),
+        BEST if rest else "",
         fill("<p>The same in all settings: {same}, SPLIT_SEED {seed}.</p>", same=same, seed=last["SPLIT_SEED"]),
         *(fill("<a href='{sheet}'><img class='films' src='{sheet}' alt='mammograms as the network sees them'></a>",
                sheet=sheet) for sheet in sheets if (output_dir / os.fsdecode(unquote_to_bytes(sheet))).exists()),

@@ -30,7 +30,7 @@ def draw_training_curves(*histories):
     """
     figure = Figure((9, 4.8), layout="constrained")
     epochs, folds = histories[0]["epoch"], len(histories)
-    means = "; thick: mean of the folds" * (folds > 1)
+    means = "; thick: mean of the folds" if folds > 1 else ""
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for column, style, color, label in ((name, "o-", "C0", f"training (augmented, with dropout){means}"),
                                             (f"val_{name}", "s--", "C1", f"validation{means}")):

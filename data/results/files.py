@@ -112,24 +112,22 @@ def write_folds(folder, output_dir, names, predictions, title, note):
     write_figure(draw_training_curves(*histories), folder / "training_curves.png", title, note)
 
 
-def write_results(folder, settings, films, images, results, recorded, held_out="split", trainings=None):
+def write_results(folder, settings, films, images, predictions, maps, recorded, trainings=None):
     """Write the files that every result has.
 
-    recorded: the content of settings.json. held_out: "split" or "fold", the column of split.csv that says which
-    films were held out.
-
-    trainings: baseline.read_trainings() of the run, if the models were trained on another collection.
+    recorded: the content of settings.json. trainings: baseline.read_trainings() of the run, if the models were
+    trained on another collection.
     """
     note = recorded["note"]
+    held_out = "fold" if "fold" in predictions else "split"  # the column that says which films were held out
     properties = list_properties(films, images, settings.CROP)
     table = films.loc[films["excluded"] == "", ["path", "label", held_out]].join(properties)
     write_table(table, folder / "properties.csv", note)
     title = f"{settings.DATA_DIR.name}: mammograms as the network sees them"
     write_figure(draw_films(films, images, properties["mean_grey"]), folder / "films.png", title, note, [".png"])
     trainings = trainings or list_trainings(table)
-    for predictions, maps in results.values():
-        predictions, ranked = add_baseline(predictions, properties, trainings)
-        write_side(folder, settings, films, images, predictions, maps, ranked, recorded["title"], note)
+    predictions, ranked = add_baseline(predictions, properties, trainings)
+    write_side(folder, settings, films, images, predictions, maps, ranked, recorded["title"], note)
     if held_out == "fold":
         write_folds(folder, settings.OUTPUT_DIR, recorded["folds"], predictions, recorded["title"], note)
     columns = ["path", "label", "patient_id", held_out, "group", "film_sha256"]

@@ -230,8 +230,9 @@ def make_table(results):
         rows.append([name, *cells])
 
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    alike = "**The same class was predicted for all mammograms.**\n\n" * predicts_one_class(results)
-    return alike + table
+    if predicts_one_class(results):
+        return f"**The same class was predicted for all mammograms.**\n\n{table}"
+    return table
 
 
 # ---- summary.md and console --------------------------------------------------------------------

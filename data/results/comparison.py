@@ -94,7 +94,7 @@ def describe_films(split, settings, row, side):
 
 
 def read_held_out(file, split, row):
-    """The held-out films of a run, from its predictions.csv; split, row: as in describe_films. Raises UserError."""
+    """The held-out films of a run, from predictions.csv; split, row: as in describe_films. Raises UserError."""
     films, known = read_predictions(file), split.set_index("path")
     if not known.index.is_unique or films["path"].map(known["label"]).ne(films["label"]).any():
         raise UserError(f"{file} and split.csv contradict each other: {REMEDY}.")

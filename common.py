@@ -233,12 +233,12 @@ def open_console():
     return console
 
 
-def start(script, changes=None):
+def start(script, changes):
     """(settings, console) of a run: see check_constants and open_console.
 
     script: globals() of the script; changes: constants that main() was called with.
     """
-    console, changes = open_console(), changes or {}
+    console = open_console()
     check_names(script, changes)
     settings = check_constants(script | changes)
     choose_gpu()

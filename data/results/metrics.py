@@ -140,19 +140,18 @@ def bootstrap(films, probabilities, threshold, seed, curves=()):
 # ---- intervals ---------------------------------------------------------------------------------
 
 
+def count_ranked(films):
+    """The number of patients that decide AUC and average precision: those of the smaller class."""
+    films = films[films.groupby("fold")["label"].transform("nunique") == 2]
+    return min(films["patient"][films["label"] == label].nunique() for label in (0, 1))
+
+
 def count_patients(films, predicted):
-    """{name: the number of patients that decide a metric}; for ranking metrics, those of the smaller class."""
-    malignant, patients = films["label"].to_numpy() == 1, films["patient"].to_numpy()
-    ranked = films.groupby("fold")["label"].transform("nunique").to_numpy() == 2
-
-    def count(chosen):
-        return len(np.unique(patients[chosen]))
-
-    everyone = len(np.unique(patients))
-    rarer = min(count(ranked & malignant), count(ranked & ~malignant))
-    return {"accuracy": everyone, "precision": count(predicted), "recall": count(malignant),
-            "f1": count(malignant), "specificity": count(~malignant), "brier": everyone,
-            "auc": rarer, "average_precision": rarer}
+    """{name: the number of patients that decide a metric}; predicted: bool (N,), predicted malignant."""
+    everyone, ranked = films["patient"].nunique(), count_ranked(films)
+    benign, malignant = (films["patient"][films["label"] == label].nunique() for label in (0, 1))
+    return {"accuracy": everyone, "precision": films["patient"][predicted].nunique(), "recall": malignant,
+            "f1": malignant, "specificity": benign, "brier": everyone, "auc": ranked, "average_precision": ranked}
 
 
 def compute_excess(films, probabilities):
@@ -318,7 +317,7 @@ def compare_aucs(labels, first, second, patients, folds=None, confidence=0.95, s
     if np.isnan(difference):
         return difference, -1.0, 1.0
 
-    patients = count_patients(films, films["label"] == 1)["auc"]
+    patients = count_ranked(films)
     parts = [(compute_variance(differences), max(patients - 1, 1))]
     varying = [first_aucs, second_aucs] if second_varies else [first_aucs]
     freedom = sum(len(aucs) - 1 for aucs in varying)

@@ -127,7 +127,7 @@ def test_what_differs_has_columns_and_names_say_no_more_than_is_needed(write_run
     assert {(row["backbone"], row["CROP"], row["trainable layers"]) for row in page.rows} == {
         ("ResNet50", "breast", "50 %"), ("ResNet50", "breast", "62.5 %"), ("densenet121", "None", "50 %")}
     assert {*page.names} == {"ResNet50, 50 %", "ResNet50, 62.5 %", "densenet121, 50 %"}
-    (shared,) = (strip_tags(text) for text in page.find("p") if "All settings" in text)
+    (shared,) = (strip_tags(text) for text in page.find("p") if "The same in all" in text)
     for text in ("EPOCHS 7", "LEARNING_RATE 0.0001", "HEAD_UNITS 256", "WEIGHTS imagenet", "SPLIT_SEED 0",
                  "Keras 3.15.1", "device CPU", "floats float32"):
         assert text in shared
@@ -202,7 +202,7 @@ def test_several_trainings_of_a_setting_are_one_row(write_run, compare):
         assert row["trainings"] == f"{len(scores)} SD of AUC {expected['sd']['auc']:.2f}"
         assert row["held out"] == "folds 0, 1 only 80 mammograms of 40 patients"
     difference = metrics.compare_aucs(labels, trainings[0.5], trainings[0.3], patients, folds)
-    assert second["best minus this"] == "{:+.2f} [{:.2f}, {:.2f}]".format(*difference)
+    assert second["AUC of the best minus this"] == "{:+.2f} [{:.2f}, {:.2f}]".format(*difference)
 
 
 def test_one_sentence_says_which_setting_is_better(write_run, compare):
@@ -213,7 +213,7 @@ def test_one_sentence_says_which_setting_is_better(write_run, compare):
     assert page.answers == [f"No setting can be told from the best ({page.names[0]}): all differences include 0."]
     write_run("c", "resnet50", skill=-1.0, seed=2)
     page, _ = compare()
-    best, difference = page.names[0], page.rows[-1]["best minus this"]
+    best, difference = page.names[0], page.rows[-1]["AUC of the best minus this"]
     assert page.answers == [f"{best} is better than ResNet50, DROPOUT 0.3: {difference} (one training of each);"
                             f" 1 other setting cannot be told from the best."]
     for fold in range(2):
@@ -246,7 +246,7 @@ def test_what_the_files_alone_give_away_stands_beside_each_setting(write_run, co
     alone = pd.concat([pd.read_csv(folder / "predictions.csv")["baseline"] for folder in folders])
     results = metrics.measure(labels, alone, patients, folds=folds)
     difference = metrics.compare_aucs(labels, scores, alone, patients, folds)
-    assert cell == f"{comparison.with_interval(results, 'auc')} network minus this " + \
+    assert cell == f"{comparison.with_interval(results, 'auc')} AUC of the network minus this " + \
         "{:+.2f} [{:.2f}, {:.2f}]".format(*difference)
     names = ["baseline_auc", "baseline_auc_low", "baseline_auc_high"]
     assert table.loc["b", names].tolist() == ["0.6", "0.5", "0.7"]
@@ -298,7 +298,7 @@ def test_models_that_were_validated_elsewhere_are_never_pooled(write_run, compar
     assert [row["backbone"] for row in ordinary] == ["VGG16"]
     assert {(row["MODEL"], row["held out"]) for row in elsewhere} == {
         (f"trained{fold}", "other collection 40 mammograms of 20 patients") for fold in range(2)}
-    first, second = (text for text in map(strip_tags, page.find("p")) if "All settings" in text)
+    first, second = (text for text in map(strip_tags, page.find("p")) if "The same in all" in text)
     assert "TRAINED_ON" not in first
     assert "TRAINED_ON phantoms" in second
 
@@ -341,7 +341,7 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
     write_run("d", skill=-2.0, FOLD=4, DROPOUT=0.1)
     page, _ = compare()
     (first,), others = page.tables
-    cells = {(row["CROP"], row["DROPOUT"]): row["best minus this"] for row in others}
+    cells = {(row["CROP"], row["DROPOUT"]): row["AUC of the best minus this"] for row in others}
     for name, first_folds, other_folds in ((("breast", "0.5"), best[1:], second[:2]),
                                            (("lesion", "0.3"), best[:1], [third])):
         labels, scores, patients, folds = read_predictions(*other_folds)
@@ -350,7 +350,7 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
         expected = metrics.compare_aucs(labels, reference, scores, patients, folds, 1 - 0.05 / 6)
         assert cells[name] == "{:.2f} against {:.2f} on the {} common mammograms: {:+.2f} [{:.2f}, {:.2f}]".format(
             *aucs, len(labels), *expected)
-    assert (first["CROP"], first["DROPOUT"], first["best minus this"]) == ("breast", "0.3", "")
+    assert (first["CROP"], first["DROPOUT"], first["AUC of the best minus this"]) == ("breast", "0.3", "")
     assert cells["breast", "0.1"] == "no common mammograms"
     assert [row["held out"].split(" only ")[0] for row in others] == ["folds 1, 2, 3", "fold 0", "fold 4"]
     for text in ("Bonferroni", "With one training of each setting they cover patients only", "optimistic"):

@@ -160,7 +160,7 @@ REFUSED = [  # what is done to a download, and what the sentence says
     (edit(";4c", ";7"), r"INbreast.csv: the BI-RADS category \['7'\] is unknown, it has to be one of 0 to 6"),
     (edit(";22670347;", ";22614074;"), "INbreast.csv has several rows of a film, keep one of each: 22614074"),
     (edit("Bi-Rads", "Category"), "INbreast.csv has no column bi-rads: get it anew"),
-    (copy_film, "are the same film: remove one of them"),
+    (copy_film, "are the same mammogram: remove one of them"),
     (lambda folder: next(folder.rglob("INbreast.csv")).unlink(), "^INbreast.csv is missing: put it into .*data"),
     (lambda folder: shutil.rmtree(folder / "INbreast Release 1.0" / "AllDICOMs"), "No films were found"),
 ]

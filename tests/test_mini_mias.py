@@ -171,7 +171,7 @@ CASES = {  # what is done to the folder, and the table or sentence that comes of
     "missing films": (keep("mdb002", "mdb004"), "2 films, 1 with a finding; 14 missing"),
     "normal films alone": (keep("mdb002", "mdb003"), "No films were found for labels.csv"),
     "a long header": (write("mdb004.pgm", b"P5\n# scan\n1024 1024\n255\n" + bytes(range(256)) * 4096), TABLE),
-    "a film twice": (lambda home: shutil.copytree(home, home / "copy"), "are the same film: remove one of them"),
+    "a film twice": (lambda home: shutil.copytree(home, home / "copy"), "are the same mammogram: remove one"),
     **{row: (edit(FIRST, row), f"Info.txt, line {PROSE.count(chr(10)) + 1}, has to look like")
        for row in ("mdb001 G CIRC X 5 4 1", "mdb001 G CIRC B 500 400", "mdb001 G CIRC B 500 -4 100", "mdb001")},
     **{f"{size} bytes": (write("mdb004.pgm", HEADER + bytes(size)), "8 bits, fetch anew: mdb004")

@@ -648,8 +648,8 @@ def test_only_what_changed_is_read_anew(collection, film):
 
 
 def test_an_interrupted_reading_is_taken_up_again(collection):
-    answers = [np.zeros((duplicates.RINGS, duplicates.WAVES), np.complex64)] * 8 + [KeyboardInterrupt] * 8
-    with mock.patch.object(duplicates, "fingerprint", side_effect=answers), pytest.raises(KeyboardInterrupt):
+    answers = [np.zeros((3, duplicates.RINGS, duplicates.WAVES), np.complex64)] * 4 + [KeyboardInterrupt] * 4
+    with mock.patch.object(duplicates, "take_fingerprints", side_effect=answers), pytest.raises(KeyboardInterrupt):
         read()
     spoil(*collection)
     assert 0 < len(find_opened()) < 8

@@ -109,7 +109,7 @@ def test_the_console_tells_the_story_and_is_kept(finished):
         for words in ("20 images of 10 patients", "training set: ", "validation set: ", "device", "random weights",
                       "No ImageNet", f"{name}: the top", "trainable", run.name):
             assert words in text
-    for words in ("epoch 2 of 2", "accuracy", "auc", "Grad-CAM", "finished"):
+    for words in ("epoch 2 of 2", "accuracy", "AUC", "Grad-CAM", "finished"):
         assert words in console
     assert "Traceback" not in console
     assert "Warning" not in console

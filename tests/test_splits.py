@@ -521,7 +521,7 @@ def test_a_test_set_is_scored_once_by_a_run_and_never_validated_on(tested):
     results = json.loads((single / "test" / "metrics.json").read_text("utf-8"))
     assert (results["side"], results["validation_images"], results["validation_patients"]) == ("test", 8, 5)
     summary = " ".join((single / "summary.md").read_text("utf-8").split())
-    for words in ("A test set of 8 mammograms of 5 patients came with the data. These patients are in no other",
+    for words in ("A test set came with the data: 4 benign mammograms of 3 patients and 4 malignant mammograms",
                   "A fifth of the training patients was held out", "3 mammograms were excluded: its patient or",
                   "| 8 test mammograms of 5 patients |", metrics.with_interval(results, "brier")):
         assert words in summary
@@ -632,6 +632,6 @@ def test_a_validation_set_and_a_test_set_of_the_data_are_used_as_they_are(tmp_pa
     for place, numbers in ((folder, range(16, 22)), (folder / "test", range(22, 30))):
         assert sorted(read_table(place / "predictions.csv")["path"]) == [f"{number}.png" for number in numbers]
     summary = " ".join((folder / "summary.md").read_text("utf-8").split())
-    assert "The split came with the data: excluded 2 mammograms" in summary and "| 8 test mammograms of" in summary
+    assert "The split came with the data: training set" in summary and "| 8 test mammograms of" in summary
     assert sorted(pd.read_csv(folder.parent / "runs.csv")["side"]) == ["test", "validation"]
     assert "test set" in (folder.parent / "report.html").read_text("utf-8")

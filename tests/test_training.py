@@ -254,7 +254,7 @@ def test_equal_runs_at_the_same_time_end_well_and_the_page_has_all_runs(tmp_path
     assert not [name for name in runs if name.startswith(".")]
     assert sorted(pd.read_csv(outputs / "runs.csv")["run"]) == runs
     assert all(name in (outputs / "report.html").read_text("utf-8") for name in runs)
-    for console, words in zip(consoles, (r"auc .*\[", r"auc .*\[", "finished: "), strict=True):
+    for console, words in zip(consoles, (r"AUC .*\[", r"AUC .*\[", "finished: "), strict=True):
         assert re.search(words, console)
     assert finish_process(start_process([script], script.parent)).count("this run is complete") == 1
 

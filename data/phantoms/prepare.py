@@ -12,16 +12,13 @@ Jacobson and Judy 2001, Med. Phys. 28:419: exponent about 3 in mammograms). It h
 benign one is oval and circumscribed, a malignant one irregular and spiculated, some with
 microcalcifications. Both vary until they overlap, so that some cases stay hard.
 """
+import secrets
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
-from data import replace  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------
 BENIGN_PATIENTS = 65  # with two views each
@@ -125,6 +122,13 @@ def make_view(rng, view, side, plainness, radius, contrast, calcified):
     return image, [round(number) for number in (x, y, width, height)]
 
 
+def write_atomically(path, content):
+    """Write bytes to a file that appears whole or not at all."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    part.write_bytes(content)
+    part.replace(path)
+
+
 def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, seed=SEED):
     """Write images/*.png and labels.csv below `folder`; returns the table.
 
@@ -148,18 +152,17 @@ def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, 
             plainness *= label == "malignant"  # 0 for a benign mass
             image, box = make_view(rng, view, side, plainness, radius, contrast, calcified)
             path = f"images/synthetic_{patient:04d}_{side}_{view}.png"
-            with replace(folder / path) as temporary:
-                temporary.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+            write_atomically(folder / path, cv2.imencode(".png", image)[1].tobytes())
             rows.append((path, label, f"synthetic_{patient:04d}", ":".join(map(str, box))))
     table = pd.DataFrame(rows, columns=["path", "label", "patient_id", "lesion_box"])
-    with replace(folder / "labels.csv") as temporary:
-        temporary.write_bytes(table.to_csv(index=False).encode())
+    write_atomically(folder / "labels.csv", table.to_csv(index=False).encode())
     return table
 
 
 if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
     try:
-        (HERE / "labels.csv").unlink(missing_ok=True)  # of other constants
-        print(f"{len(make_phantoms(HERE))} synthetic mammograms in {HERE}")
+        (here / "labels.csv").unlink(missing_ok=True)  # of other constants
+        print(f"{len(make_phantoms(here))} synthetic mammograms in {here}")
     except OSError as error:  # no right to write, a full disk
         sys.exit(f"The phantoms could not be made: {error}")

@@ -974,7 +974,7 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
 
 def test_the_summary_says_what_the_tables_say(all_folds):
     _, alone, folder, _ = all_folds
-    for place, words in ((alone, "held out, stratified by class"), (folder, "that was trained without this patient")):
+    for place, words in ((alone, "held out, stratified by class"), (folder, "trained without this patient")):
         text = (place / "summary.md").read_text("utf-8")
         results = json.loads((place / "metrics.json").read_text("utf-8"))
         flat = " ".join(text.split())

@@ -197,7 +197,7 @@ def test_several_trainings_of_a_setting_are_one_row(write_run, compare):
     labels, _, patients, folds = read_predictions(*folders[0.3][0])
     for row, scores in ((first, trainings[0.5]), (second, trainings[0.3])):
         expected = metrics.measure_trainings(labels, scores, patients, folds=folds)
-        for name in ("AUC", "accuracy", "f1"):
+        for name in ("AUC", "accuracy", "F1"):
             assert row[name] == metrics.with_interval(expected, name.lower())
         assert row["trainings"] == f"{len(scores)} SD of AUC {expected['sd']['auc']:.2f}"
         assert row["held out"] == "folds 0, 1 only 80 mammograms of 40 patients"

@@ -1,4 +1,5 @@
 """What the tests share. Nothing here imports common, Keras or TensorFlow: the tests of data/ do without."""
+import contextlib
 import os
 import runpy
 import signal
@@ -32,6 +33,20 @@ def write_dicom(path, pixels, bits=12, syntax=None, **tags):
         setattr(content, tag, value)
     content.save_as(path, enforce_file_format=True)
     return Path(path)
+
+
+@contextlib.contextmanager
+def as_nobody(folder):
+    """Act as a user without rights, as root may read everything; the folders above may be entered."""
+    user = os.geteuid()
+    if not user:
+        for parent in [folder, *folder.parents][:-2]:
+            parent.chmod(parent.stat().st_mode | 0o055)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 
-from data.results import comparison, metrics
 from data.films import CLASSES
+from data.results import comparison, metrics
 
 CONSTANTS = {
     "DATA_DIR": "data/phantoms", "OUTPUT_DIR": "outputs", "CROP": "breast", "FOLD": 0, "WEIGHTS": "imagenet",
@@ -159,7 +159,7 @@ def test_what_else_decides_a_result_is_never_pooled_but_named(write_run, compare
     write_run("same", MIXED_PRECISION=False, device="CPU with 64 cores", skill=3.0)
     page, table = compare()
     (first,), others = page.tables
-    assert (first["AUC"], first["held out"]) == (expected, "all folds 200 films of 100 patients")
+    assert (first["AUC"], first["held out"]) == (expected, "all folds 200 mammograms of 100 patients")
     decisive = ["Keras", "device", "floats", "code"]
     assert [first[name] for name in decisive] == ["3.15.1", "CPU", "float32", "not recorded"]
     assert {tuple(row[name] for name in decisive) for row in others} == {
@@ -173,7 +173,7 @@ def test_weights_are_what_they_hold_not_where_they_lie(write_run, compare):
     write_run("a", WEIGHTS="imagenet")
     write_run("b", WEIGHTS="~/x/imagenet.h5", FOLD=1)
     (row,) = compare()[0].rows
-    assert row["held out"] == "folds 0, 1 only 80 films of 40 patients"
+    assert row["held out"] == "folds 0, 1 only 80 mammograms of 40 patients"
     write_run("c", WEIGHTS=r"C:\y\imagenet.h5", weights="bbbb")
     for seed in range(2):
         write_run(f"random {seed}", weights=f"random {seed}", pretrained=False, seed=seed, SEED=seed)
@@ -200,7 +200,7 @@ def test_several_trainings_of_a_setting_are_one_row(write_run, compare):
         for name in ("AUC", "accuracy", "f1"):
             assert row[name] == metrics.with_interval(expected, name.lower())
         assert row["trainings"] == f"{len(scores)} SD of AUC {expected['sd']['auc']:.2f}"
-        assert row["held out"] == "folds 0, 1 only 80 films of 40 patients"
+        assert row["held out"] == "folds 0, 1 only 80 mammograms of 40 patients"
     difference = metrics.compare_aucs(labels, trainings[0.5], trainings[0.3], patients, folds)
     assert second["best minus this"] == "{:+.2f} [{:.2f}, {:.2f}]".format(*difference)
 
@@ -233,7 +233,7 @@ def test_folds_are_pooled_at_the_threshold_of_the_setting(write_run, compare):
     names = {name: name.replace("_", " ") for name in comparison.METRICS} | {"auc": "AUC"}
     assert {header: row[header] for header in names.values()} == {
         header: metrics.with_interval(expected, name) for name, header in names.items()}
-    assert row["held out"] == "folds 0, 1, 2 only 120 films of 60 patients"
+    assert row["held out"] == "folds 0, 1, 2 only 120 mammograms of 60 patients"
 
 
 def test_what_the_files_alone_give_away_stands_beside_each_setting(write_run, compare):
@@ -283,7 +283,7 @@ def test_a_given_split_is_never_pooled_and_a_single_setting_compared_with_nothin
     (row,) = page.rows
     results = json.loads((newest / "metrics.json").read_text())
     assert row["AUC"] == comparison.with_interval(results, "auc")
-    assert (row["backbone"], row["held out"]) == ("densenet121", "given split 40 films of 20 patients")
+    assert (row["backbone"], row["held out"]) == ("densenet121", "given split 40 mammograms of 20 patients")
     assert not re.search("best minus|optimistic|Bonferroni", page.text)
 
 
@@ -297,7 +297,7 @@ def test_models_that_were_validated_elsewhere_are_never_pooled(write_run, compar
     ordinary, elsewhere = sorted(page.tables, key=len)
     assert [row["backbone"] for row in ordinary] == ["VGG16"]
     assert {(row["MODEL"], row["held out"]) for row in elsewhere} == {
-        (f"trained{fold}", "other collection 40 films of 20 patients") for fold in range(2)}
+        (f"trained{fold}", "other collection 40 mammograms of 20 patients") for fold in range(2)}
     first, second = (text for text in map(strip_tags, page.find("p")) if "All settings" in text)
     assert "TRAINED_ON" not in first
     assert "TRAINED_ON phantoms" in second
@@ -319,9 +319,9 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
         split.loc[:7, column] = value
         split.to_csv(file, index=False)
     page, _ = compare()
-    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 films of 100 patients"] + [
-        "phantoms: 192 films of 96 patients"] + 4 * ["phantoms: 200 films of 100 patients"] + [
-        "phantoms: 200 films of 97 patients"]
+    assert sorted(map(strip_tags, page.find("h2"))) == [
+        "ddsm-1.0: 200 mammograms of 100 patients", "phantoms: 192 mammograms of 96 patients",
+        *["phantoms: 200 mammograms of 100 patients"] * 4, "phantoms: 200 mammograms of 97 patients"]
     assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 1, 2, 2], "two given splits; two settings"
 
 
@@ -348,10 +348,10 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
         reference = read_predictions(*first_folds)[1][: len(labels)]
         aucs = [metrics.measure(labels, part, patients, folds=folds)["auc"] for part in (reference, scores)]
         expected = metrics.compare_aucs(labels, reference, scores, patients, folds, 1 - 0.05 / 6)
-        assert cells[name] == "{:.2f} against {:.2f} on the {} common films: {:+.2f} [{:.2f}, {:.2f}]".format(
+        assert cells[name] == "{:.2f} against {:.2f} on the {} common mammograms: {:+.2f} [{:.2f}, {:.2f}]".format(
             *aucs, len(labels), *expected)
     assert (first["CROP"], first["DROPOUT"], first["best minus this"]) == ("breast", "0.3", "")
-    assert cells["breast", "0.1"] == "no common films"
+    assert cells["breast", "0.1"] == "no common mammograms"
     assert [row["held out"].split(" only ")[0] for row in others] == ["folds 1, 2, 3", "fold 0", "fold 4"]
     for text in ("Bonferroni", "With one training of each setting they cover patients only", "optimistic"):
         assert text in page.text

@@ -137,7 +137,7 @@ def test_a_fold_of_one_class_does_not_count_for_rankings_and_is_logged(caplog):
         assert not caplog.records
         both = measure([*labels, 0, 0], [*probabilities, 0.9, 0.1], range(62), folds=[0] * 60 + [1] * 2)
         nowhere = measure([0] * 5 + [1] * 5, np.arange(10) / 10, range(10), folds=[0] * 5 + [1] * 5)
-    assert "2 films" in caplog.text
+    assert "2 mammograms" in caplog.text
     assert [both[name] for name in ("auc", "average_precision")] == [
         alone[name] for name in ("auc", "average_precision")]
     assert both["confusion_matrix"]["fp"] == alone["confusion_matrix"]["fp"] + 1

@@ -56,16 +56,11 @@ def table_of(make):
 
 @pytest.fixture
 def patients_of(make):
-    """A function that makes films with a labels.csv of {path: patient_id}, and returns {path: patient_id} found.
-
-    Films are benign and malignant by turns, patient by patient as they are named first.
-    """
+    """A function that makes films with a labels.csv of {path: patient_id}, and returns those that are found."""
 
     def find(ids):
-        folder, patients = make(*ids), list(dict.fromkeys(ids.values()))
-        rows = [f'"{path}",{CLASSES[patients.index(patient) % 2 if len(patients) > 1 else row % 2]},"{patient}"'
-                for row, (path, patient) in enumerate(ids.items())]
-        (folder / "labels.csv").write_text("path,label,patient_id\n" + "\n".join(rows), "utf-8")
+        folder = make(*ids)
+        write_labels(folder, list(ids), list(ids.values()))
         return films.find_films(folder).set_index("path")["patient_id"].to_dict()
 
     return find

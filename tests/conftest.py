@@ -1,4 +1,5 @@
 """What the tests share. Nothing here imports common, Keras or TensorFlow: the tests of data/ do without."""
+import contextlib
 import os
 import runpy
 import signal
@@ -34,6 +35,30 @@ def write_dicom(path, pixels, bits=12, syntax=None, **tags):
     return Path(path)
 
 
+def write_film(path, top=255, dtype=np.uint8, channels=1, seed=0):
+    """Write a random smooth film, 60 x 40 of any dtype, to a path; returns its pixels."""
+    rng = np.random.default_rng(seed)
+    pixels = cv2.resize(rng.random((6, 4, channels)), (40, 60)).reshape(60, 40, channels)
+    pixels = (pixels / pixels.max() * top).astype(dtype)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+    return pixels
+
+
+@contextlib.contextmanager
+def as_nobody(folder):
+    """Act as a user without rights, as root may read everything; the folders above may be entered."""
+    user = os.geteuid()
+    if not user:
+        for parent in [folder, *folder.parents][:-2]:
+            parent.chmod(parent.stat().st_mode | 0o055)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 @pytest.fixture
 def make_labels(tmp_path):
     """Run the main() of a collection's prepare.py on a download; returns the text of tmp_path/data/labels.csv."""
@@ -56,14 +81,4 @@ def phantoms():
 
 @pytest.fixture
 def film():
-    """Write a random smooth film, 60 x 40 of any dtype, to a path; returns its pixels."""
-
-    def write(path, top=255, dtype=np.uint8, channels=1, seed=0):
-        rng = np.random.default_rng(seed)
-        pixels = cv2.resize(rng.random((6, 4, channels)), (40, 60)).reshape(60, 40, channels)
-        pixels = (pixels / pixels.max() * top).astype(dtype)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        assert cv2.imwrite(str(path), pixels)
-        return pixels
-
-    return write
+    return write_film

@@ -67,34 +67,51 @@ def test_from_download_to_first_batch(tmp_path, collection, form, part):
         assert min(np.std(image) for image in batch) > 5, "none is black"
 
 
+@pytest.fixture
+def command(tmp_path):
+    """A function that runs prepare.py of a collection in a process of its own, from another folder.
+
+    It returns the process that has ended, and the path of labels.csv.
+    """
+
+    def run(collection, *arguments):
+        for file in (*REPOSITORY.glob("data/*.py"), REPOSITORY / "data" / collection / "prepare.py"):
+            copy = tmp_path / "program" / file.relative_to(REPOSITORY)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+        done = subprocess.run([sys.executable, copy, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        return done, copy.with_name("labels.csv")
+
+    return run
+
+
 COMMANDS = [("mini_mias", "folder"), ("cbis_ddsm", "kaggle"), ("cmmd", "by series"), ("inbreast", "release")]
 
 
 @pytest.mark.parametrize(("collection", "form"), COMMANDS)
-def test_the_command(tmp_path, collection, form):
-    """In a process of its own, from another folder, with spaces in the path; the table is written whole or not."""
-    for file in (*REPOSITORY.glob("data/*.py"), REPOSITORY / "data" / collection / "prepare.py"):
-        copy = tmp_path / "program" / file.relative_to(REPOSITORY)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, copy)
+def test_the_command(command, tmp_path, collection, form):
+    """With spaces in the path."""
     make_download(collection, form, tmp_path / "my films")
-    labels = copy.with_name("labels.csv")
-
-    def run(*arguments):
-        return subprocess.run([sys.executable, copy, *arguments], cwd=tmp_path, capture_output=True, text=True)
-
-    done = run("my", "films")
+    done, labels = command(collection, "my", "films")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f'set DATA_DIR = "data/{collection}" at the top of resnet50.py or vgg16.py\n')
-    text = labels.read_text()
-    assert str(tmp_path / "my films") in text
+    assert str(tmp_path / "my films") in labels.read_text()
+    assert not list(labels.parent.glob(".*")), "nothing half written"
 
-    for place, words in (("nowhere", str(tmp_path / "nowhere")), ("my films", "labels.csv could not be made: ")):
-        failed = run(place)
-        assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
-        assert words in failed.stderr
-        if labels.is_file():
-            assert labels.read_text() == text, "of the first run"
-            labels.unlink()
-            (labels / "in the way").mkdir(parents=True)
+
+def test_a_command_that_fails_leaves_what_was_there(command, tmp_path):
+    labels = tmp_path / "program" / "data" / "mini_mias" / "labels.csv"
+    labels.parent.mkdir(parents=True)
+    labels.write_text("of an earlier run")
+    failed, _ = command("mini_mias", "nowhere")
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    assert str(tmp_path / "nowhere") in failed.stderr
+    assert labels.read_text() == "of an earlier run"
+    labels.unlink()
+    make_download("mini_mias", "folder", tmp_path / "my films")
+    (labels / "in the way").mkdir(parents=True)
+    failed, _ = command("mini_mias", "my films")
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    assert "labels.csv could not be made: " in failed.stderr
+    assert [path.name for path in labels.iterdir()] == ["in the way"]
     assert not list(labels.parent.glob(".*")), "nothing half written"

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 
-from data.results import comparison, metrics
 from data.films import CLASSES
+from data.results import comparison, metrics
 
 CONSTANTS = {
     "DATA_DIR": "data/phantoms", "OUTPUT_DIR": "outputs", "CROP": "breast", "FOLD": 0, "WEIGHTS": "imagenet",
@@ -319,9 +319,9 @@ def test_a_section_holds_the_runs_on_the_same_films_and_split(write_run, compare
         split.loc[:7, column] = value
         split.to_csv(file, index=False)
     page, _ = compare()
-    assert sorted(map(strip_tags, page.find("h2"))) == ["ddsm-1.0: 200 mammograms of 100 patients"] + [
-        "phantoms: 192 mammograms of 96 patients"] + 4 * ["phantoms: 200 mammograms of 100 patients"] + [
-        "phantoms: 200 mammograms of 97 patients"]
+    assert sorted(map(strip_tags, page.find("h2"))) == [
+        "ddsm-1.0: 200 mammograms of 100 patients", "phantoms: 192 mammograms of 96 patients",
+        *["phantoms: 200 mammograms of 100 patients"] * 4, "phantoms: 200 mammograms of 97 patients"]
     assert sorted(map(len, page.tables)) == [1, 1, 1, 1, 1, 2, 2], "two given splits; two settings"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from conftest import REPOSITORY, write_dicom
+from conftest import REPOSITORY, as_nobody, write_dicom
 from PIL import Image, PngImagePlugin
 
 from data import UserError, dicom, duplicates, reading
@@ -138,9 +138,9 @@ def test_films_of_another_scanner_are_scaled_by_their_own_depth_with_a_warning(c
         save(f"films/{path}", grey)
     _, images, _ = read()
     check_scales(images, expected)
-    assert ("16 bit PNG mammograms have several bit depths, which may tell the classes apart: scaled are 1 (1"
-            " malignant) by 8 bits, 20 (10 benign, 10 malignant) by 12 bits, 1 (1 benign) by 16 bits"
-            ) in caplog.text
+    assert "16 bit PNG mammograms have several bit depths, which may tell the classes apart" in caplog.text
+    counts = "1 (1 malignant) by 8 bits, 20 (10 benign, 10 malignant) by 12 bits, 1 (1 benign) by 16 bits"
+    assert f"scaled are {counts}\n" in caplog.text
     for path in expected:
         assert np.array_equal(reading.read_image(Path("films", path), depths={"16 bit PNG": 12})[0], images[path])
 
@@ -366,10 +366,9 @@ def test_masks_grey_backgrounds_and_boxes_in_the_black_are_named(caplog):
     films, _, _ = read("breast", {"film.png": "60:250:80:80|300:500:50:60", "grey.png": "60:250:40:40"})
     assert films["excluded"].to_dict() == {"film.png": "", "grey.png": "", "mask.png": "a mask",
                                            "mask_blurred.jpg": "a mask", "white.png": ""}
-    for words in ("2 of 5 mammograms are excluded, since they are masks in black and white: 'mask.png',"
-                  " 'mask_blurred.jpg'",
-                  "2 of 5 mammograms have a background that is not black, so that CROP may keep it or lose the"
-                  " breast: 'grey.png', 'white.png'",
+    for words in ("2 of 5 mammograms are excluded, since they are masks in black and white: 'mask.png', 'mask_b",
+                  "2 of 5 mammograms have a background that is not black, so that CROP may keep it or lose",
+                  " the breast: 'grey.png', 'white.png'\n",
                   "1 of 5 mammograms have a lesion_box that lies outside of the breast: 'film.png'"):
         assert words in caplog.text
     caplog.clear()
@@ -527,23 +526,17 @@ def test_odd_files_are_read_and_bad_ones_have_their_sentence_all_at_once():
 
 
 def test_reading_and_writing_are_told_apart(film, tmp_path):
-    """As nobody, since root may read everything."""
     film("films/a.png")
     film("films/b.png")
     Path("films/a.png").chmod(0)
     tmp_path.chmod(0o777)
-    user = os.geteuid()
-    for parent in () if user else tmp_path.parents[:-2]:
-        parent.chmod(parent.stat().st_mode | 1)
-    os.seteuid(user or 65534)
-    try:
-        with pytest.raises(UserError, match=r"1 of 2 mammograms cannot be (.|\n)* 'a.png': .*Permission denied"):
+    with as_nobody(tmp_path):
+        words = r"1 of 2 mammograms cannot be read(.|\n)* 'a.png': .*Permission denied"
+        with pytest.raises(UserError, match=words):
             read()
         Path("out/.cache").chmod(0o555)
         with pytest.raises(UserError, match=r"^out cannot be written .*Permission denied"):
             read("breast")
-    finally:
-        os.seteuid(user)
 
 
 def test_a_film_that_changes_or_vanishes_while_others_are_read_is_a_bad_film(film, monkeypatch):
@@ -563,11 +556,6 @@ def test_a_film_that_changes_or_vanishes_while_others_are_read_is_a_bad_film(fil
         read()
     reasons = pd.read_csv("out/bad_images.csv")["reason"].tolist()
     assert reasons == ["the file changed while it was read", "no file, or a link that leads nowhere"]
-
-
-def test_few_threads_read_at_once():
-    """Each may need a few hundred megabytes."""
-    assert 1 <= reading.THREADS <= min(8, os.cpu_count())
 
 
 def test_any_mutated_image_is_read_or_refused():

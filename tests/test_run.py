@@ -10,23 +10,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import weakref
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn.metrics
-from conftest import REPOSITORY
-from scipy import special
-from tiny import (build_tiny, common, copy_program, finish_process, finish_run, import_tiny, make_films, prepare,
-                  read_results, read_until, start_process, write_tiny)
+from conftest import REPOSITORY, write_film
+from tiny import (build_tiny, common, copy_program, finish_process, finish_run, hasten, import_tiny, make_films,
+                  prepare, read_until, spoil, start_process, write_tiny)
 
 import resnet50
 import vgg16
-from data.results import comparison, metrics
+from data.results import comparison
 from data.results.baseline import FOREST, score_films
+
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs():
+    with hasten():
+        yield
+
 
 # ---- constants ---------------------------------------------------------------------------------
 
@@ -152,6 +157,7 @@ def test_the_name_changes_with_all_that_decides_the_results(name, tmp_path, monk
         changed = films.assign(**{column: [*films[column][:9], value]})
         folders.append(common.name_run(settings, changed, model, weights))
     folders.append(common.name_run(settings, films, model, weights | {"sha256": "1"}))
+    assert common.reading.parse_code(REPOSITORY / "common.py") in common.CODE, "without its comments"
     for place, name, value in ((common.keras, "__version__", "0"), (common, "CODE", ["edited"]),
                                (common, "describe_gpu", lambda: {"device_name": "a GPU"})):
         monkeypatch.setattr(place, name, value)
@@ -178,6 +184,11 @@ def test_the_name_changes_with_nothing_else(name, tmp_path):
 # ---- films: folds and given splits -------------------------------------------------------------
 
 
+def copy_run(place):
+    """A copy of the tiny run, place/outputs/run, which a test may change."""
+    return shutil.copytree(finish_run()[1], place / "outputs" / "run")
+
+
 @pytest.fixture
 def collection(film, tmp_path):
     """A function that makes 30 films of 15 patients with a labels.csv; every third film has a lesion_box."""
@@ -195,38 +206,8 @@ def collection(film, tmp_path):
     return make
 
 
-def find_and_split(data, outputs, crop, fold=0):
-    films, _, fingerprints = common.read_films(common.find_films(data), data, crop, outputs)
-    return common.split_patients(common.group_duplicates(films, fingerprints), fold, 0)
-
-
-def test_folds_do_not_depend_on_the_crop(collection, tmp_path):
-    data = collection()
-    for fold in range(5):
-        breast, lesion = (find_and_split(data, tmp_path / "outputs", crop, fold) for crop in ("breast", "lesion"))
-        boxed = lesion["lesion_box"] != ""
-        assert lesion["split"][boxed].equals(breast["split"][boxed])
-        assert set(lesion["split"][~boxed]) == {"excluded"}
-        assert (lesion["excluded"][~boxed] != "").all()
-        assert set(breast["split"]) == {"train", "validation"}
-        assert breast.groupby("patient_id")["split"].nunique().max() == 1
-
-
-def test_a_given_split_loses_its_leaks_and_one_of_which_nothing_is_left_says_so(collection, film, tmp_path):
-    """Patients on both sides, and a copy of a film that is trained on."""
-    split = np.where(np.arange(30) < 20, "train", "validation")
-    split[1] = "validation"  # the other film of patient 0
-    data = collection(split=split)
-    shutil.copy(data / "2.png", data / "25.png")
-    films = find_and_split(data, tmp_path / "outputs", None).set_index("path")
-    leaks = films[films["split"] == "excluded"]
-    assert set(leaks.index) == {"1.png", "24.png", "25.png"}, "the copy and the other film of its patient, too"
-    trained_on = films.loc[leaks["trained_on"]]
-    assert set(trained_on["split"]) == {"train"}
-    assert films.loc["1.png", "trained_on"] == "0.png"
-
-    data = collection(split=["train", "validation"] * 15)
-    script = import_tiny(tmp_path, data)
+def test_a_given_split_of_which_nothing_is_left_says_so(collection, tmp_path):
+    script = import_tiny(tmp_path, collection(split=["train", "validation"] * 15))
     with pytest.raises(common.UserError, match=r"leaks\.csv"):
         script.main()
     listed = pd.read_csv(tmp_path / "outputs" / "leaks.csv")
@@ -238,7 +219,7 @@ def test_too_few_patients_are_found_before_any_film_is_read(collection, tmp_path
     data = collection(patient_id=[f"p{number // 2 % 2}" for number in range(30)])
     for file in data.glob("*.png"):
         file.write_text("no film, which nobody has noticed yet")
-    with pytest.raises(common.UserError, match=r"(?s)patient.*split"):
+    with pytest.raises(common.UserError, match=r"1 benign patients, but 5 folds need 5 of each class"):
         import_tiny(tmp_path, data).main()
 
 
@@ -298,130 +279,30 @@ def test_copies_of_a_film_are_on_one_side_of_the_split():
     assert split.groupby("patient_id")["split"].nunique().max() == 1
 
 
-# ---- all folds ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def all_folds(tmp_path_factory, phantoms):
-    """(script, folder, console) of a tiny run with FOLD "all", one of whose folds had been run alone."""
-    place = tmp_path_factory.mktemp("all")
-    phantoms["make_phantoms"](place / "films", benign=6, malignant=6)
-    script, console = import_tiny(place, place / "films", FOLD=3, EPOCHS=1), io.StringIO()
-    models, optimizers = weakref.WeakSet(), weakref.WeakSet()
-    script.earlier_models, script.optimizers_left = [], []
-    compile_model, make_explainer = common.compile_model, common.make_explainer
-
-    def watch_training(model, *arguments):
-        script.earlier_models.append(len(models))
-        compile_model(model, *arguments)
-        models.add(model)
-        optimizers.add(model.optimizer)
-
-    def watch_evaluation(*arguments):
-        script.optimizers_left.append(len(optimizers))
-        return make_explainer(*arguments)
-
-    with contextlib.redirect_stdout(console), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "compile_model", watch_training)
-        patch.setattr(common, "make_explainer", watch_evaluation)
-        alone = script.main()
-        script.FOLD = "all"
-        folder = script.main()
-    return script, alone, folder, console.getvalue()
-
-
-def test_no_model_of_an_earlier_fold_is_in_memory_while_the_next_trains(all_folds):
-    assert all_folds[0].earlier_models == [0] * 5
-    assert all_folds[0].optimizers_left == [0] * 5, "which have three times the memory of the weights"
-
-
-def test_all_folds_hold_every_patient_out_once_and_are_runs_of_their_own(all_folds):
-    _, alone, folder, console = all_folds
-    assert re.fullmatch(r"tiny-unfrozen50-all-[0-9a-f]{6}", folder.name)
-    assert console.count("finished: ") == 6, "the fold that was complete is not trained again"
-    assert "4 of 5 folds remain" in console
-    runs = [path for path in folder.parent.glob("tiny*") if path != folder]
-    recorded = [json.loads((run / "settings.json").read_text("utf-8"))["constants"]["FOLD"] for run in runs]
-    assert sorted(recorded) == [0, 1, 2, 3, 4]
-    predictions = pd.read_csv(folder / "predictions.csv")
-    parts = {str(table["path"].sort_values().tolist()): table for table in
-             (pd.read_csv(run / "predictions.csv") for run in runs)}
-    assert len(predictions) == 24
-    assert predictions["path"].is_unique
-    for fold, table in predictions.groupby("fold"):
-        part = parts.pop(str(table["path"].sort_values().tolist()))
-        assert table["probability"].tolist() == part["probability"].tolist()
-        assert table["baseline"].tolist() == part["baseline"].tolist()
-        assert fold != 3 or part["path"].tolist() == pd.read_csv(alone / "predictions.csv")["path"].tolist()
-    assert not parts
-    split = pd.read_csv(folder / "split.csv").set_index("path")
-    assert split["fold"][predictions["path"]].tolist() == predictions["fold"].tolist()
-    assert split.groupby("patient_id")["fold"].nunique().max() == 1
-
-
-def test_a_film_that_no_fold_used_is_not_called_trained_on(all_folds, tmp_path):
-    script, _, folder, _ = all_folds
-    names = json.loads((folder / "settings.json").read_text("utf-8"))["folds"]
-    folders = [shutil.copytree(folder.with_name(name), tmp_path / name) for name in names]
-    settings = prepare(tmp_path, FOLD="all")
-    films = common.find_films(Path(script.DATA_DIR))
-    films, images, prints = common.read_films(films, Path(script.DATA_DIR), settings.CROP, tmp_path)
-    films = common.split_patients(common.group_duplicates(films, prints), 4, 0)
-    spare = films.iloc[[0]].assign(path="spare.png", excluded="no lesion_box", split="excluded")
-    films, images = pd.concat([films, spare], ignore_index=True), np.concatenate([images, images[:1]])
-    pooled = common.pool_folds(folders, films, images, np.concatenate([prints, prints[:1]]), settings)
-    split = pd.read_csv(pooled / "split.csv").set_index("path")["fold"]
-    assert split.pop("spare.png") == "excluded"
-    expected = pd.read_csv(folder / "split.csv", dtype=str).sort_values("path")["fold"]
-    assert split.sort_index().tolist() == expected.tolist()
-    shutil.rmtree(pooled)
-    repeated = (folders[0] / "predictions.csv").read_bytes()
-    for name, change in (("settings.json", {"title": None}), ("maps.npy", Path.unlink), ("predictions.csv", b""),
-                         ("predictions.csv", repeated)):  # each is noticed before the one that was spoilt earlier
-        spoil(folders[1] / name, change)
-        with pytest.raises(common.UserError, match=rf"{name}.* delete it and run its script again"):
-            common.pool_folds(folders, films, images, np.concatenate([prints, prints[:1]]), settings)
-
-
-def test_the_result_of_all_folds_pools_counts_and_averages_aucs(all_folds):
-    _, _, folder, console = all_folds
-    results = json.loads((folder / "metrics.json").read_text("utf-8"))
-    predictions = pd.read_csv(folder / "predictions.csv").merge(pd.read_csv(folder / "split.csv"), on="path")
-    truth, scores = predictions["label_x"].eq("malignant").to_numpy(int), special.expit(predictions["logit"])
-    expected = metrics.measure(truth, scores, predictions["group"], 0, 0.5, predictions["fold_x"])
-    assert {name: results[name] for name in expected} == expected
-    aucs = [sklearn.metrics.roc_auc_score(truth[rows], scores[rows])
-            for rows in predictions.groupby("fold_x").indices.values()]
-    assert results["auc"] == pytest.approx(np.mean(aucs))
-    assert results["validation_patients"] == 12
-    assert f"AUC {results['auc']:.2f}" in re.sub(" +", " ", console)
-    for name in ("confusion_matrix.png", "roc_curve.pdf", "grad_cam_example.png", "training_curves.png"):
-        assert (folder / name).is_file()
-    table = pd.read_csv(folder / "folds.csv")
-    assert table["auc"].tolist() == pytest.approx(aucs)
-    assert table["films"].tolist() == predictions["fold_x"].value_counts(sort=False).tolist()
-    for row in table.itertuples():
-        part = json.loads((folder.with_name(row.run) / "metrics.json").read_text("utf-8"))
-        assert [row.accuracy_low, row.accuracy_high] == pytest.approx(part["ci95"]["accuracy"])
-    settings = json.loads((folder / "settings.json").read_text("utf-8"))
-    assert settings["constants"]["FOLD"] == "all"
-    assert len(settings["folds"]) == 5
-
-
-def test_the_page_has_one_row_for_all_folds_and_a_second_call_trains_nothing(all_folds, capsys):
-    script, _, folder, _ = all_folds
-    assert script.main() == folder
-    assert "loss" not in capsys.readouterr().out
-    page = (folder.parent / "report.html").read_text("utf-8")
-    (row,) = re.findall(r"(?s)<tr>(.*?)</tr>", page.partition("<tbody>")[2])
-    assert "<td>all folds<br>24 mammograms<br>of 12 patients</td>" in row
-
-
-def test_a_script_does_not_start_from_a_model_that_has_seen_its_held_out_patients(tmp_path):
+def test_the_model_of_a_run_is_refused_for_another_fold_and_loaded_for_its_own(tmp_path):
     script, folder, _ = finish_run()
     again = import_tiny(tmp_path, script.DATA_DIR, WEIGHTS=str(folder / "model.keras"), FOLD=2)
-    with pytest.raises(common.UserError, match=r"^WEIGHTS: .* was trained on \d+ of the \d+ held-out patients"):
+    with pytest.raises(common.UserError, match=r"^WEIGHTS: .* was trained on (\d+) of the \1 held-out patients"):
         again.main()
+    loaded = []
+
+    def keep(backbone, weights, settings):
+        loaded.append(backbone)
+        raise common.UserError("enough")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(common.UserError, match="enough"):
+        patch.setattr(common, "build_model", keep)
+        again.main(FOLD=0)
+    model = common.keras.models.load_model(folder / "model.keras")
+    for layer in loaded[0].layers:
+        assert all(map(np.array_equal, layer.get_weights(), model.get_layer(layer.name).get_weights()))
+
+
+def test_the_tables_of_a_run_on_phantoms_play_the_pointing_game():
+    _, folder, console = finish_run()
+    game = json.loads((folder / "metrics.json").read_text("utf-8"))["pointing_game"]["images"]
+    assert game["share"] == pytest.approx(game["hits"] / game["images"])
+    assert f"{game['hits']} of {game['images']} images" in console
 
 
 # ---- start and end of a script -----------------------------------------------------------------
@@ -559,7 +440,7 @@ print("end")
 
 def test_a_notebook_keeps_its_plots_and_signals_and_sees_sentences(tmp_path):
     """Ctrl-C in the third cell; the fourth, the same, continues, and ends as if nothing had happened."""
-    folder = copy_program(tmp_path / "program")
+    folder = copy_program(tmp_path / "program", painted=False)
     shutil.copy(REPOSITORY / "resnet50.py", folder)
     write_tiny(folder / "broken.py", EPOCHS=0)
     write_tiny(folder / "tiny.py", EPOCHS=6)
@@ -576,15 +457,16 @@ def test_a_notebook_keeps_its_plots_and_signals_and_sees_sentences(tmp_path):
     assert "finished" in cells[3]
     assert cells[4].split() == ["True", "end"]
     assert "Traceback" not in console
-    assert read_results(folder / "outputs")["history.csv"].count(b"\n") == 7
+    (history,) = (folder / "outputs").glob("[!.]*/history.csv")
+    assert len(pd.read_csv(history)) == 6
 
 
 # ---- new films ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("crop", "box", "threshold"), [
-    (None, "", 0.01), ("breast", "", 0.99), ("lesion", "9:20:12:10", 0.5)])
-def test_predict_reads_a_film_as_training_does(film, tmp_path, monkeypatch, crop, box, threshold):
+@pytest.mark.parametrize(("crop", "box", "threshold", "run"), [
+    (None, "", 0.01, "run"), ("breast", "", 0.99, "run/model.keras"), ("lesion", "9:20:12:10", 0.5, "run")])
+def test_predict_reads_a_film_as_training_does(film, tmp_path, monkeypatch, crop, box, threshold, run):
     """At the bit depth of the collection; paths count from the working directory."""
     settings = prepare(tmp_path, CROP=crop)
     model, _ = build_tiny(settings, make_films([0, 1], 1))
@@ -599,10 +481,9 @@ def test_predict_reads_a_film_as_training_does(film, tmp_path, monkeypatch, crop
     image, _ = common.reading.read_image(tmp_path / "film.png", crop, box, depths)
     assert image.max() < 70, "a quarter of the grey scale"
     pixels = np.repeat(image[None, ..., None], 3, axis=-1).astype(np.float32)
-    for run in ("run", "run/model.keras"):
-        table = common.predict(run, "film.png", "overlays", {"film.png": box})
-        assert table["path"].tolist() == [str(tmp_path / "film.png")]
-        assert table["probability"].item() == pytest.approx(model.predict(pixels, verbose=0).item(), abs=1e-6)
+    table = common.predict(run, "film.png", "overlays", {"film.png": box})
+    assert table["path"].tolist() == [str(tmp_path / "film.png")]
+    assert table["probability"].item() == pytest.approx(model.predict(pixels, verbose=0).item(), abs=1e-6)
     overlay = common.overlay_map(image, common.make_gradcam(model, threshold)(pixels)[1][0].numpy())
     boxes = [[1 / 4, 7 / 24, 1 / 2, 5 / 12]] if box else np.empty((0, 4))  # of a crop of 24 pixels from (3, 13)
     common.write_overlay(overlay, tmp_path / "expected.png", table["probability"].item(), np.array(boxes))
@@ -651,19 +532,6 @@ def drop_config(file):
         archive.writestr("model.weights.h5", weights)
 
 
-def spoil(file, change):
-    """Change a file of a run: by other bytes, or by a function of its path, or by other values in a JSON file."""
-    if isinstance(change, dict):
-        content = json.loads(file.read_text("utf-8"))
-        for name, value in change.items():
-            content[name] = content[name] | value if isinstance(value, dict) else value
-        change = json.dumps(content).encode()
-    if isinstance(change, bytes):
-        file.write_bytes(change)
-    else:
-        change(file)
-
-
 SETTINGS = [  # what predict() uses of them
     b"", b"{", b"[]", b"[" * 10**6, b"\xff\xfe\x00", b"\x00" * 100, Path.unlink, {"constants": []},
     *[{"constants": {"THRESHOLD": value}} for value in ("0.5", None, float("nan"), True, [0.5])],
@@ -687,8 +555,8 @@ REPORTED = [  # what validate() uses of settings.json, too
     {"title": None}, {"model": 3}, {"model": {"layers": "many"}}, {"model": {"floats": [32]}},
     {"weights": {"pretrained": "yes"}}, {"weights": {"origin": 3}},
 ]
-TABLES = [("split.csv", b"path,label\n"), ("split.csv", b"\x89PNG\xff"), ("split.csv", Path.unlink),
-          ("fingerprints.npy", b"text"), ("fingerprints.npy", Path.unlink)]  # test_leaks.py has more of them
+TABLES = [("split.csv", b"path,label\n"), ("split.csv", Path.unlink),
+          ("fingerprints.npy", Path.unlink)]  # test_splits.py has more of them
 CODE_WORDS = r"Errno|Error|Traceback|object|dtype|codec|(?<!\.)[Kk]eras|pickle|h5|tensor|module|attribute"
 
 
@@ -698,12 +566,13 @@ CODE_WORDS = r"Errno|Error|Traceback|object|dtype|codec|(?<!\.)[Kk]eras|pickle|h
     *[("validate", "settings.json", change) for change in REPORTED],
     *[("validate", name, change) for name, change in TABLES],
 ])
-def test_a_damaged_or_foreign_run_is_a_sentence(collection, tmp_path, command, name, change):
+def test_a_damaged_or_foreign_run_is_a_sentence(tmp_path, command, name, change):
     """It names the file, and tells nothing of Python or of a library."""
-    run = shutil.copytree(finish_run()[1], tmp_path / "outputs" / "run")
+    run = copy_run(tmp_path)
     spoil(run / name, change)
+    write_classes(tmp_path / "films", 2)
     with pytest.raises(common.UserError) as caught:
-        getattr(common, command)(run, collection())
+        getattr(common, command)(run, tmp_path / "films")
     assert re.search(rf"{name}|no such run", str(caught.value))
     assert not re.search(CODE_WORDS, str(caught.value).replace(str(run), "")), caught.value
     assert len(str(caught.value)) < 1000
@@ -711,7 +580,7 @@ def test_a_damaged_or_foreign_run_is_a_sentence(collection, tmp_path, command, n
 
 
 def test_a_run_cannot_lead_to_another_place(tmp_path):
-    run = shutil.copytree(finish_run()[1], tmp_path / "outputs" / "run")
+    run = copy_run(tmp_path)
     shutil.copytree(run, tmp_path / "elsewhere")
     for names in (["../elsewhere"], [str(tmp_path / "elsewhere")]):
         spoil(run / "settings.json", {"folds": names})
@@ -721,7 +590,7 @@ def test_a_run_cannot_lead_to_another_place(tmp_path):
 
 def test_a_model_without_a_number_gives_a_reason(collection, tmp_path):
     """Its weights are finite, but not what they add up to."""
-    run = shutil.copytree(finish_run()[1], tmp_path / "outputs" / "run")
+    run = copy_run(tmp_path)
     save_other(run / "model.keras", value=3e38)
     (row,) = common.predict(run, collection() / "1.png").itertuples()
     assert np.isnan(row.probability)
@@ -810,48 +679,34 @@ def test_predict_gives_what_the_run_gave_and_lists_what_cannot_be_read(film, tmp
     assert "trained without 16 bit PNG: each such mammogram is scaled by its own" in capsys.readouterr().out
 
 
-def test_predict_with_all_folds_is_the_mean_logit_of_their_models(all_folds):
-    script, _, folder, _ = all_folds
-    path = Path(script.DATA_DIR) / pd.read_csv(folder / "predictions.csv")["path"][0]
-    names = json.loads((folder / "settings.json").read_text("utf-8"))["folds"]
-    single = np.array([common.predict(folder.with_name(name), path)["probability"].item() for name in names])
-    assert len(set(single)) == 5
-    logit = np.log(single / (1 - single)).mean()
-    assert common.predict(folder, path)["probability"].item() == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
-
-
 # ---- another collection ------------------------------------------------------------------------
-
-
-def write_noise(file, rng, top=255, dtype=np.uint8):
-    """A film of smooth noise, 240 x 200, from 0 to `top`."""
-    noise = common.cv2.resize(rng.random((20, 20)), (200, 240), interpolation=common.cv2.INTER_CUBIC)
-    assert common.cv2.imwrite(str(file), (noise.clip(0, 1) * top).astype(dtype))
 
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
     """(run, folder, console) of the tiny run on 20 films of noise, 2 copies of training films, 1 patient of it."""
-    _, run, _ = finish_run()
-    place, rng = tmp_path_factory.mktemp("elsewhere") / "other", np.random.default_rng(0)
-    place.mkdir()
-    split = pd.read_csv(run / "split.csv")
-    trained = split[split["split"] == "train"].reset_index(drop=True)
+    script, run, _ = finish_run()
+    place = tmp_path_factory.mktemp("elsewhere") / "other"
+    trained = pd.read_csv(run / "split.csv").query("split == 'train'").reset_index(drop=True)
     rows = [(f"{number}.png", common.CLASSES[number // 2 % 2], f"new {number // 2}") for number in range(20)]
     rows.append(("known.png", "benign", trained["patient_id"][0]))
-    for name, *_ in rows:
-        write_noise(place / name, rng)
-    films = Path(finish_run()[0].DATA_DIR)
+    for number, (name, *_) in enumerate(rows):
+        write_film(place / name, seed=number)
     for number, path in enumerate(trained["path"][5:7]):
-        image = common.cv2.imread(str(films / path), common.cv2.IMREAD_UNCHANGED)
+        image = common.cv2.imread(str(Path(script.DATA_DIR) / path), common.cv2.IMREAD_UNCHANGED)
         assert common.cv2.imwrite(str(place / f"copy{number}.png"), image[::-1, ::-1])
         rows.append((f"copy{number}.png", "malignant", f"renamed {number}"))
     pd.DataFrame(rows, columns=["path", "label", "patient_id"]).to_csv(place / "labels.csv", index=False)
-    shutil.copytree(run, place.parent / "outputs" / run.name)
-    console = io.StringIO()
+    copy, console = copy_run(place.parent), io.StringIO()
     with contextlib.redirect_stdout(console):
-        folder = common.validate(place.parent / "outputs" / run.name, place)
-    return run, folder, console.getvalue()
+        folder = common.validate(copy, place)
+    return copy, folder, console.getvalue()
+
+
+def write_classes(folder, count, **options):
+    """Films in folders benign and malignant, by turns."""
+    for number in range(count):
+        write_film(folder / common.CLASSES[number % 2] / f"{number}.png", seed=100 + number, **options)
 
 
 def test_validation_on_other_films_leaves_out_what_was_trained_on(validated):
@@ -867,83 +722,46 @@ def test_validation_on_other_films_leaves_out_what_was_trained_on(validated):
     assert np.allclose(single["probability"], predictions["probability"], atol=1e-6)
 
 
-def copy_run(validated, place, part, **changes):
-    """A copy of the tiny run below `place`, with changes to one part of its settings.json."""
-    run, folder, _ = validated
-    copy = shutil.copytree(folder.parent / run.name, place / "outputs" / run.name)
-    recorded = json.loads((copy / "settings.json").read_text("utf-8"))
-    recorded[part] |= changes
-    (copy / "settings.json").write_text(json.dumps(recorded))
-    return copy
-
-
-def test_validation_where_names_mean_someone_else(validated, tmp_path):
-    """The path of an unknown patient means nothing elsewhere, and two collections may have the same name."""
-    run, folder, _ = validated
-    shutil.copytree(folder.parent / run.name, tmp_path / "outputs" / run.name)
-    split = pd.read_csv(run / "split.csv")
-    rng = np.random.default_rng(1)
-    for number in range(4):
-        file = tmp_path / "other" / common.CLASSES[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_noise(file, rng)
-    table = split.assign(patient_id=[f"{common.CLASSES[number % 2]}/{number}.png" for number in range(len(split))])
-    table.to_csv(tmp_path / "outputs" / run.name / "split.csv", index=False)
-    first = common.validate(tmp_path / "outputs" / run.name, tmp_path / "other")
-    assert len(pd.read_csv(first / "predictions.csv")) == 4
-    shutil.copytree(tmp_path / "other", tmp_path / "again" / "other")
-    (tmp_path / "again" / "other" / "benign" / "0.png").unlink()
-    shutil.copy(tmp_path / "other" / "benign" / "2.png", tmp_path / "again" / "other" / "benign" / "9.png")
-    numbers = [f"dicom_{number:05d}" for number in range(len(split))]  # two hospitals count alike
-    split.assign(patient_id=numbers).to_csv(tmp_path / "outputs" / run.name / "split.csv", index=False)
-    films = sorted((tmp_path / "again" / "other").rglob("*.png"))
-    pd.DataFrame({"path": films, "label": [film.parent.name for film in films],
-                  "patient_id": numbers[: len(films)]}).to_csv(tmp_path / "again" / "other" / "labels.csv")
-    second = common.validate(tmp_path / "outputs" / run.name, tmp_path / "again" / "other")
-    assert len(pd.read_csv(second / "predictions.csv")) == len(films) == 4
-    assert first != second, "another collection of the same name"
-    recorded = json.loads((first / "settings.json").read_text("utf-8")) | {"folds": [run.name]}  # its models exist
-    (first / "settings.json").write_text(json.dumps(recorded))
+def test_two_collections_of_one_name_have_results_of_their_own_which_have_no_model(validated, tmp_path):
+    run, first, _ = validated
+    write_classes(tmp_path / "other", 4)
+    second = common.validate(run, tmp_path / "other")
+    assert second.name.startswith(f"{run.name}-on-other-")
+    assert second != first
+    spoil(second / "settings.json", {"folds": [run.name]})  # its models exist
     for command in (common.validate, common.predict):
         with pytest.raises(common.UserError, match=r"validate\(\), which has no model"):
-            command(first, tmp_path / "other")
+            command(second, tmp_path / "other")
 
 
-def test_validation_scales_films_as_predict_does(validated, tmp_path):
+def test_validation_scales_films_as_predict_does(tmp_path):
     """By the bits of the films that the run saw, though these here use fewer."""
-    run = copy_run(validated, tmp_path, "collection", depths={"16 bit PNG": 14})
-    dark, rng = tmp_path / ("暗" * 83), np.random.default_rng(2)
-    for number in range(5):  # the last one uses 16 bits, which is the other films' no business
-        file = dark / common.CLASSES[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_noise(file, rng, 1000 if number < 4 else 65000, np.uint16)
+    run, dark = copy_run(tmp_path), tmp_path / ("暗" * 83)
+    spoil(run / "settings.json", {"collection": {"depths": {"16 bit PNG": 14}}})
+    write_classes(dark, 4, top=1000, dtype=np.uint16)
+    write_film(dark / "benign" / "bright.png", top=65000, dtype=np.uint16)  # which is the other films' no business
     folder = common.validate(run, dark)
-    assert re.fullmatch(rf"{run.name}-on-暗+-[0-9a-f]{{6}}", folder.name), "the name is cut between characters"
+    assert re.fullmatch(r"run-on-暗+-[0-9a-f]{6}", folder.name), "the name is cut between characters"
     predictions = pd.read_csv(folder / "predictions.csv")
     single = common.predict(run, [dark / path for path in predictions["path"]])
     assert np.allclose(single["probability"], predictions["probability"], atol=1e-6)
 
 
-def test_validation_without_lesion_boxes_says_so(validated, tmp_path):
-    run = copy_run(validated, tmp_path, "constants", CROP="lesion")
-    for label in common.CLASSES:
-        (tmp_path / "other" / label).mkdir(parents=True)
-        write_noise(tmp_path / "other" / label / "0.png", np.random.default_rng(len(label)))
+def test_validation_without_lesion_boxes_says_so(tmp_path):
+    run = copy_run(tmp_path)
+    spoil(run / "settings.json", {"constants": {"CROP": "lesion"}})
+    write_classes(tmp_path / "other", 2)
     with pytest.raises(common.UserError, match=r"no mammogram that .* can be scored on \(2: no lesion_box\)"):
         common.validate(run, tmp_path / "other")
 
 
-def test_validation_on_its_own_films_is_refused(validated, all_folds, tmp_path):
-    run, folder, _ = validated
+def test_validation_on_its_own_films_is_refused(validated, tmp_path):
+    run, _, _ = validated
     films = Path(finish_run()[0].DATA_DIR)
-    split = pd.read_csv(run / "split.csv").query("split == 'train'")
-    split.assign(path=[str(films / path) for path in split["path"]]).drop(columns="split").to_csv(
-        tmp_path / "labels.csv", index=False)
+    split = pd.read_csv(run / "split.csv").query("split == 'train'").drop(columns="split")
+    split.assign(path=[str(films / path) for path in split["path"]]).to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(common.UserError, match=r"no mammogram that .* can be scored on .*in the training set"):
-        common.validate(folder.parent / run.name, tmp_path)
-    script, _, folder, _ = all_folds
-    with pytest.raises(common.UserError, match=r"no mammogram that .* can be scored on .*in the training set"):
-        common.validate(folder, script.DATA_DIR)
+        common.validate(run, tmp_path)
 
 
 def test_validation_on_other_films_is_a_result_of_its_own(validated):
@@ -967,25 +785,3 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     assert settings["constants"]["TRAINED_ON"] == json.loads(
         (run / "settings.json").read_text("utf-8"))["constants"]["DATA_DIR"]
-
-
-# ---- the summary -----------------------------------------------------------------------------
-
-
-def test_the_summary_says_what_the_tables_say(all_folds):
-    _, alone, folder, _ = all_folds
-    for place, words in ((alone, "held out, stratified by class"), (folder, "trained without this patient")):
-        text = (place / "summary.md").read_text("utf-8")
-        results = json.loads((place / "metrics.json").read_text("utf-8"))
-        flat = " ".join(text.split())
-        assert words in flat
-        counts = results["confusion_matrix"]
-        alike = 0 in (counts["tp"] + counts["fp"], counts["tn"] + counts["fn"])
-        assert ("The same class was predicted for all mammograms." in flat) is alike
-        for source in (results, results["per_patient"]):
-            assert metrics.with_interval(source, "auc") in text
-        for phrase in ("24 mammograms of 12 patients", "a constant learning rate of 5e-05", "exponential moving",
-                       "in 1 epochs with batches of 13", "not for clinical use", "random weights",
-                       f"Keras {common.keras.__version__}", "brightness shifted by up to 10%"):
-            assert phrase in flat
-        assert "{" not in text

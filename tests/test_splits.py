@@ -1,27 +1,23 @@
-"""Who is trained, validated and tested on, and what a model has seen: in tables first, then in runs."""
+"""Who is trained, validated and tested on, and what a model has seen: in tables. Runs are in test_folds.py."""
 import inspect
 import io
 import json
 import logging
 import re
-import shutil
 import sys
 import types
 from collections import Counter
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 from test_duplicates import CLASSES, make_fingerprints, make_table, turn_fingerprints
-from tiny import build_backbone, common, import_tiny, prepare
+from tiny import build_backbone, common, prepare
 
 from data import UserError, splits
 from data.duplicates import group_duplicates
 from data.films import TEXT, list_some
-from data.results import metrics
 from data.splits import FOLDS, check_folds, check_sides, check_unseen, list_seen, split_patients
 
 
@@ -116,7 +112,7 @@ def test_too_few_patients_for_the_folds_are_refused_with_the_remedy(grouped, tes
     if not grouped:
         films = films.drop(columns="group")
     words = "4 malignant patients" + " outside of its test set" * tested
-    with pytest.raises(UserError, match=rf"{words}\. .*5 folds.*split in labels.csv.*train/ and val/"):
+    with pytest.raises(UserError, match=rf"{words}, but 5 folds need 5 of each class: add patients, or bring"):
         check_folds(films)
     check_folds(give_split(films))
 
@@ -131,12 +127,14 @@ def test_a_table_that_only_tests_has_nobody_to_train_on():
 
 
 def split_by_hand(films):
-    """{path: (split, tested_on, trained_on)} of given sets, by the rules of data/README.md, film by film."""
-    rows, answers = films.to_dict("records"), {}
-    trained = []
+    """{path: (split, films for tested_on, films for trained_on)} by the rules of data/README.md, film by film."""
+    answers, trained = {}, []
+    rows = films.to_dict("records")
     for row in rows:
         tests = [other["path"] for other in rows if other["group"] == row["group"] and other["split"] == "test"]
-        if row["split"] != "test" and tests:
+        if row["excluded"]:
+            answers[row["path"]] = "excluded", [], []
+        elif row["split"] != "test" and tests:
             answers[row["path"]] = "excluded", tests, []
         elif row["split"] == "train":
             trained.append(row)
@@ -149,14 +147,16 @@ def split_by_hand(films):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_given_sets_are_those_of_the_rules_film_by_film(seed):
-    """Every film in a set of its own, so that most patients are in several."""
+    """Most patients are in several sets, and a few share a picture. What is excluded was not trained on."""
     films = make_films(patients=80, seed=seed)
-    names = np.random.default_rng(seed).choice(["train", "validation", "test"], len(films), p=[0.7, 0.2, 0.1])
-    films = films.assign(split=names)
+    rng = np.random.default_rng(seed)
+    films["split"] = rng.choice(["train", "validation", "test"], len(films), p=[0.7, 0.2, 0.1])
+    films["excluded"] = np.where(rng.random(len(films)) < 0.2, "no lesion_box", "")
+    films["group"] = films["group"].replace({f"patient {number}": "patient 79" for number in range(5)})
     split, expected = split_patients(films, 0, 0), split_by_hand(films)
-    assert {row.path: row.split for row in split.itertuples()} == {path: row[0] for path, row in expected.items()}
     for row in split.itertuples():
-        _, tests, known = expected[row.path]
+        side, tests, known = expected[row.path]
+        assert row.split == side
         assert (row.tested_on in tests) if tests else row.tested_on == ""
         assert (row.trained_on in known) if known else row.trained_on == ""
         assert bool(row.excluded) == (row.split == "excluded")
@@ -187,23 +187,6 @@ def test_31_patients_of_both_official_sides_leave_training(caplog):
     (line,) = {line for line in caplog.messages if line.startswith("excluded")}
     words = f"excluded: {describe(again)}: its patient or picture is in the test set (leaks.csv): 'again/"
     assert line.startswith(words) and line.endswith(f" and {len(again) - 20} more")
-
-
-def test_copies_of_test_pictures_leave_training_with_all_films_of_their_patient():
-    films = give_split(make_films(), name="test")
-    films["group"] = films["group"].replace("patient 50", "patient 5")  # who share a picture
-    split = split_patients(films, 0, 0)
-    assert set(split["patient_id"][split["split"].eq("excluded")]) == {"patient 50"}
-
-
-def test_a_training_film_that_is_excluded_is_no_reason_to_leave_out_another():
-    films = give_split(make_films(patients=30))
-    first, *others = films.index[films["patient_id"] == "patient 20"]
-    films.loc[others, "split"] = "validation"
-    films.loc[first, "excluded"] = "no lesion_box"
-    split = split_patients(films, 0, 0)
-    assert others
-    assert (split["split"][others] == "validation").all()
 
 
 def test_training_films_alone_are_dealt_as_films_without_a_split_are():
@@ -463,175 +446,3 @@ def test_imagenet_weights_by_path_are_imagenet_and_nobody_is_told_that_it_is_unk
     _, weights = common.load_backbone(build_backbone, films, prints, settings)
     assert (weights["origin"] == "imagenet") == ("unknown" not in caplog.text) == (known_by != "nothing")
     assert weights["pretrained"]
-
-
-# ---- runs --------------------------------------------------------------------------------------
-
-
-def write_films(folder, count, first=0):
-    """Films of smooth noise, 60 x 40: `count` from <first>.png on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(first, first + count):
-        pixels = cv2.resize(np.random.default_rng(number).random((6, 4)), (40, 60))
-        assert cv2.imwrite(str(folder / f"{number}.png"), (255 * pixels / pixels.max()).astype(np.uint8))
-
-
-@pytest.fixture(scope="module")
-def tested(tmp_path_factory):
-    """(script, single, folder): runs with FOLD 2, then "all", on 24 films to train and 8 to test.
-
-    Training film 0 is of a patient that is tested, and training film 3 is a mirrored copy of test film 24.
-    """
-    place = tmp_path_factory.mktemp("tested")
-    write_films(place / "films", 32)
-    image = cv2.imread(str(place / "films" / "24.png"), cv2.IMREAD_UNCHANGED)
-    assert cv2.imwrite(str(place / "films" / "3.png"), image[:, ::-1])
-    numbers = np.arange(32)
-    pd.DataFrame({
-        "path": [f"{number}.png" for number in numbers], "label": np.take(CLASSES, numbers // 2 % 2),
-        "patient_id": ["tested" if number in (0, 31) else f"p{number // 2}" for number in numbers],
-        "split": np.where(numbers < 24, "train", "test")}).to_csv(place / "films" / "labels.csv", index=False)
-    script = import_tiny(place, place / "films", FOLD=2, EPOCHS=1, WEIGHTS=None)
-    single = script.main()
-    script.FOLD = "all"
-    return script, single, script.main()
-
-
-TEST = [f"{number}.png" for number in range(24, 32)]
-LEAKS = ["0.png", "2.png", "3.png"]  # of the patient, the copy, and the other film of the patient with the copy
-POOL = [f"{number}.png" for number in range(24) if f"{number}.png" not in LEAKS]
-
-
-def read_table(file):
-    return pd.read_csv(file, keep_default_na=False, dtype={"fold": str})
-
-
-def test_a_test_set_is_scored_once_by_a_run_and_never_validated_on(tested):
-    _, single, _ = tested
-    split = read_table(single / "split.csv").set_index("path")["split"]
-    assert sorted(split.index[split == "test"]) == TEST
-    assert sorted(split.index[split == "excluded"]) == LEAKS
-    assert sorted(split.index[split.isin(["train", "validation"])]) == sorted(POOL)
-    validation, test = (read_table(place / "predictions.csv") for place in (single, single / "test"))
-    assert sorted(validation["path"]) == sorted(split.index[split == "validation"]) != []
-    assert sorted(test["path"]) == TEST
-    leaks = read_table(single / "leaks.csv").set_index("path")
-    assert leaks["tested_on"].to_dict() == {"0.png": "31.png", "2.png": "24.png", "3.png": "24.png"}
-    assert leaks["trained_on"].eq("").all()
-    results = json.loads((single / "test" / "metrics.json").read_text("utf-8"))
-    assert (results["side"], results["validation_images"], results["validation_patients"]) == ("test", 8, 5)
-    summary = " ".join((single / "summary.md").read_text("utf-8").split())
-    for words in ("A test set came with the data: 4 benign mammograms of 3 patients and 4 malignant mammograms",
-                  "A fifth of the training patients was held out", "3 mammograms were excluded: its patient or",
-                  "| 8 test mammograms of 5 patients |", metrics.with_interval(results, "brier")):
-        assert words in summary
-
-
-def test_of_all_folds_the_mean_logit_counts_and_no_fold_is_scored_on_the_test_set(tested):
-    script, single, folder = tested
-    recorded = json.loads((folder / "settings.json").read_text("utf-8"))
-    folds = [folder.with_name(name) for name in recorded["folds"]]
-    assert [fold for fold in folds if (fold / "test").exists()] == [single], "which was run alone before"
-    predictions = read_table(folder / "predictions.csv")
-    assert sorted(predictions["path"]) == sorted(POOL), "every patient outside of the test set once"
-    split = read_table(folder / "split.csv").set_index("path")["fold"]
-    assert split[TEST].eq("test").all() and split[LEAKS].eq("excluded").all()
-    assert set(split[POOL]) == set("01234")
-    test = read_table(folder / "test" / "predictions.csv")
-    paths = [Path(script.DATA_DIR) / path for path in test["path"]]
-    logits = []
-    for fold in folds:
-        probabilities = common.predict(fold, paths)["probability"]
-        logits.append(np.log(probabilities / (1 - probabilities)))
-    assert np.std(logits, axis=0).min() > 0
-    assert np.allclose(test["probability"], 1 / (1 + np.exp(-np.mean(logits, axis=0))), atol=1e-6)
-    runs = pd.read_csv(folder.parent / "runs.csv")
-    assert sorted(runs["run"][runs["side"] == "test"]) == sorted([single.name, folder.name])
-    summary = " ".join((folder / "summary.md").read_text("utf-8").split())
-    assert "without another fifth of the training patients" in summary
-    assert "The test set was scored by the mean of their logits." in summary
-    assert "| 8 test mammograms of" in summary
-
-
-def test_a_run_that_was_stopped_before_the_test_set_scores_it_and_trains_nothing(tested, capsys):
-    script, _, folder = tested
-    files = [folder / "summary.md", *sorted((folder / "test").glob("*.*"))]
-    before = [file.read_bytes() for file in files]
-    shutil.rmtree(folder / "test")
-    files[0].write_text("without the table of the test set")
-    assert script.main() == folder
-    console = capsys.readouterr().out
-    assert "Epoch" not in console and "on 8 test mammograms of 5 patients" in console
-    assert [file.read_bytes() for file in files] == before
-
-
-@pytest.mark.parametrize("all_folds", [False, True])
-def test_predict_says_what_the_model_was_trained_on(tested, tmp_path, capsys, all_folds):
-    script, single, folder = tested
-    data = Path(script.DATA_DIR)
-    split = read_table(single / "split.csv")
-    rows = {name: split["path"][split["split"] == name].iloc[0] for name in ("train", "validation", "test")}
-    for name, path in rows.items():
-        image = cv2.imread(str(data / path), cv2.IMREAD_UNCHANGED)
-        assert cv2.imwrite(str(tmp_path / f"mirrored {name}.png"), image[:, ::-1])
-    write_films(tmp_path, 1, first=99)
-    (tmp_path / "broken.png").write_text("no film")
-    run = folder if all_folds else single
-    table = common.predict(run, tmp_path)
-    assert table.columns.tolist() == ["path", "probability", "predicted", "trained_on", "reason"]
-    seen = {Path(row.path).stem: row.trained_on for row in table.itertuples()}
-    assert seen == {"mirrored train": True, "mirrored validation": all_folds, "mirrored test": False, "99": False,
-                    "broken": "unknown"}
-    count = 2 if all_folds else 1
-    assert f"the model was trained on {count} of 5 images or their patients" in capsys.readouterr().out
-    copy = shutil.copytree(single, tmp_path / "copy")
-    (copy / "fingerprints.npy").unlink()
-    assert common.predict(copy, tmp_path / "99.png")["trained_on"].item() == "unknown"
-    assert "it is unknown what its weights were trained on" in capsys.readouterr().out
-
-
-def test_the_same_patients_are_trained_on_again_with_another_seed(tested):
-    """And with another SPLIT_SEED other patients, so that the page has two sections."""
-    script, single, _ = tested
-    outputs = Path(script.OUTPUT_DIR).with_name("seeds")
-    vars(script).update(OUTPUT_DIR=str(outputs), FOLD=2)
-    shutil.copytree(single, outputs / single.name)
-    try:
-        folders = [single]
-        for constants in ({"SEED": 1}, {"SEED": 0, "SPLIT_SEED": 1}):
-            vars(script).update(constants)
-            folders.append(script.main())
-    finally:
-        vars(script).update(OUTPUT_DIR=str(single.parent), FOLD="all", SEED=0, SPLIT_SEED=0)
-    first, again, other = ((folder / "split.csv").read_text("utf-8") for folder in folders)
-    assert first == again != other
-    first, again = (read_table(folder / "predictions.csv") for folder in folders[:2])
-    assert first["path"].equals(again["path"]) and not np.allclose(first["probability"], again["probability"])
-    page = (outputs / "report.html").read_text("utf-8")
-    assert len(set(folders)) == 3
-    assert page.count("<h2>") == 4, "validation and test of both deals"
-    assert page.count("<td>2<br>SD of AUC") == 2, "two trainings on the same films"
-    assert all(text in page for text in ("SPLIT_SEED 0", "SPLIT_SEED 1"))
-
-
-def test_a_validation_set_and_a_test_set_of_the_data_are_used_as_they_are(tmp_path):
-    """FOLD is not used. A picture is in both: the test set keeps it, the validation set loses its patient."""
-    write_films(tmp_path / "films", 30)
-    shutil.copy(tmp_path / "films" / "15.png", tmp_path / "films" / "29.png")
-    numbers = np.arange(30)
-    table = pd.DataFrame({
-        "path": [f"{number}.png" for number in numbers], "label": np.take(CLASSES, numbers // 2 % 2),
-        "patient_id": [f"p{number // 2}" for number in numbers],
-        "split": np.repeat(["train", "val", "test"], [14, 8, 8])})
-    table.to_csv(tmp_path / "films" / "labels.csv", index=False)
-    folder = import_tiny(tmp_path, tmp_path / "films", EPOCHS=1, WEIGHTS=None, FOLD="all").main()
-    assert "-all-" not in folder.name, "a given validation set has no folds"
-    split = read_table(folder / "split.csv").set_index("path")["split"]
-    assert sorted(split.index[split == "excluded"]) == ["14.png", "15.png"]
-    assert read_table(folder / "leaks.csv")["tested_on"].isin(["28.png", "29.png"]).all()
-    for place, numbers in ((folder, range(16, 22)), (folder / "test", range(22, 30))):
-        assert sorted(read_table(place / "predictions.csv")["path"]) == [f"{number}.png" for number in numbers]
-    summary = " ".join((folder / "summary.md").read_text("utf-8").split())
-    assert "The split came with the data: training set" in summary and "| 8 test mammograms of" in summary
-    assert sorted(pd.read_csv(folder.parent / "runs.csv")["side"]) == ["test", "validation"]
-    assert "test set" in (folder.parent / "report.html").read_text("utf-8")

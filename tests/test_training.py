@@ -1,4 +1,5 @@
 """What an epoch shows, what augmentation does, and runs that are killed, stopped, started twice or fail."""
+import functools
 import gc
 import os
 import re
@@ -182,18 +183,17 @@ def test_augmented_values_are_clipped(draw):
 # ---- killed, stopped, started again ------------------------------------------------------------
 
 
-def write_program(folder):
+def write_program(folder, painted=True):
     """A copy of the program with a tiny script of three epochs; returns the script."""
-    return write_tiny(copy_program(folder) / "tiny.py", EPOCHS=3)
+    return write_tiny(copy_program(folder, painted) / "tiny.py", EPOCHS=3)
 
 
-def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_too(tmp_path):
+def test_a_run_that_is_stopped_and_killed_ends_as_if_it_never_was_in_strange_surroundings_too(tmp_path):
     """Byte for byte as one that nobody disturbs, with other settings of Keras, of matplotlib, of the locale and of
     hashes, and with a home that cannot be written."""
     plain, script = write_program(tmp_path / "plain"), write_program(tmp_path / "killed")
     undisturbed = start_process([plain], plain.parent)  # whose console is no terminal: a line an epoch
-    outputs, code, settings = (script.parent / name for name in ("outputs", "common.py", "keras/keras.json"))
-    text = code.read_text("utf-8")
+    outputs, settings = script.parent / "outputs", script.parent / "keras" / "keras.json"
     settings.parent.mkdir()
     settings.write_text('{"backend": "jax", "image_data_format": "channels_first", "floatx": "float16",'
                         ' "epsilon": 1e-3}')
@@ -202,26 +202,17 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
         return start_process([script], script.parent, KERAS_BACKEND="jax", MPLBACKEND="TkAgg", DISPLAY=None,
                              LC_ALL="de_DE.UTF-8", PYTHONHASHSEED="7", HOME="/proc/nowhere")
 
-    killed = start()
-    read_until(killed, "epoch 1 of 3: ")
-    killed.kill()
-    killed.wait()
-    assert not list(outputs.glob("[!.]*/")), "no folder before the run is complete"
-
-    code.write_text(f"{text}\nANOTHER = 1\n", "utf-8")  # other code: another run
     stopped = start()
-    console = read_until(stopped, "results will be in")
-    assert "continuing" not in console
+    read_until(stopped, "epoch 1 of 3: ")
     stopped.send_signal(signal.SIGTERM)
     console = stopped.communicate()[0]
     assert stopped.returncode == 1
-    assert console.splitlines()[-1] == (
-        "tiny.py: stopped: the same command continues from its last checkpoint.")
+    assert console.splitlines()[-1] == "tiny.py: stopped: the same command continues from its last checkpoint."
     assert "Traceback" not in console
+    assert not list(outputs.glob("[!.]*/")), "no folder before the run is complete"
 
-    code.write_text(f"# a remark\n{text}", "utf-8")  # a comment: the same run
     killed = start()
-    assert "after epoch 1 of 3" in read_until(killed, "epoch 3 of 3: ")
+    assert re.search("after epoch [12] of 3", read_until(killed, "epoch 3 of 3: "))
     while not list(outputs.rglob("*.png")):  # killed between its figures
         assert killed.poll() is None
         os.sched_yield()
@@ -242,21 +233,17 @@ def test_a_run_that_is_killed_ends_as_if_it_never_was_in_strange_surroundings_to
     assert not list(outputs.rglob("*.partial"))
 
 
-def test_equal_runs_at_the_same_time_end_well_and_the_page_has_all_runs(tmp_path):
-    """Two equal runs and one of another fold: the results of one of the equal ones stay, and no checkpoint."""
-    script = write_program(tmp_path / "program")
-    other = write_tiny(script.with_name("other.py"), EPOCHS=3, FOLD=1)
-    consoles = [finish_process(process) for process in
-                [start_process([file], script.parent) for file in (script, script, other)]]
+def test_two_equal_runs_at_the_same_time_end_well(tmp_path):
+    """The results of one of them stay, and no checkpoint."""
+    script = write_program(tmp_path / "program", painted=False)
+    consoles = [finish_process(process) for process in [start_process([script], script.parent) for _ in range(2)]]
     outputs = script.parent / "outputs"
-    runs = sorted(path.name for path in outputs.iterdir() if path.is_dir() and path.name != ".cache")
-    assert len(runs) == 2
-    assert not [name for name in runs if name.startswith(".")]
-    assert sorted(pd.read_csv(outputs / "runs.csv")["run"]) == runs
-    assert all(name in (outputs / "report.html").read_text("utf-8") for name in runs)
-    for console, words in zip(consoles, (r"AUC .*\[", r"AUC .*\[", "finished: "), strict=True):
-        assert re.search(words, console)
-    assert finish_process(start_process([script], script.parent)).count("this run is complete") == 1
+    (run,) = [path.name for path in outputs.iterdir() if path.is_dir() and path.name != ".cache"]
+    assert not run.startswith(".")
+    assert pd.read_csv(outputs / "runs.csv")["run"].tolist() == [run]
+    assert run in (outputs / "report.html").read_text("utf-8")
+    for console in consoles:
+        assert re.search(r"AUC .*\[", console)
 
 
 def test_the_first_of_two_equal_runs_that_is_complete_stays(tmp_path):
@@ -282,41 +269,50 @@ def test_the_first_of_two_equal_runs_that_is_complete_stays(tmp_path):
 # ---- in this process: checkpoints, 16-bit floats ------------------------------------------------
 
 
+def train_tiny(place, folder="run", **constants):
+    """Train the tiny backbone on 26 films of noise, with 9 held out, from its checkpoint below `place` if any.
+
+    Returns (history, predictions, model).
+    """
+    films, images = make_films(np.arange(35) % 2, held_out=9), make_noise(35)
+    settings = prepare(place, **{"LEARNING_RATE": 1e-2} | constants)
+    model, _ = build_tiny(settings, films)
+    training, validation = common.make_datasets(images, films, settings)
+    trained, facts, history = common.train(model, training, validation, settings, place / folder)
+    assert facts == common.describe_model(model, settings), "of the model that was trained"
+    predictions, _ = common.evaluate([trained], images, films, settings)["validation"]
+    assert getattr(trained, "optimizer", None) is None, "which would be two thirds of the file"
+    return history, predictions, model
+
+
 @pytest.fixture
 def fit(tmp_path):
-    """A function that trains the tiny backbone on 26 films of noise, with 9 held out, from its checkpoint if any;
-    returns (history, predictions, model)."""
-    films, images = make_films(np.arange(35) % 2, held_out=9), make_noise(35)
-
-    def call(folder="run", **constants):
-        settings = prepare(tmp_path, **{"LEARNING_RATE": 1e-2} | constants)
-        model, _ = build_tiny(settings, films)
-        training, validation = common.make_datasets(images, films, settings)
-        trained, facts, history = common.train(model, training, validation, settings, tmp_path / folder)
-        assert facts == common.describe_model(model, settings), "of the model that was trained"
-        predictions, _ = common.evaluate([trained], images, films, settings)
-        assert getattr(trained, "optimizer", None) is None, "which would be two thirds of the file"
-        return history, predictions, model
-
-    yield call
+    yield functools.partial(train_tiny, tmp_path)
     prepare(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(history, predictions, weights) of a training of two epochs that nothing disturbs."""
+    history, predictions, model = train_tiny(tmp_path_factory.mktemp("whole"), EPOCHS=2)
+    return history, predictions, model.get_weights()
 
 
 def equal(first, second):
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_training_from_a_checkpoint_equals_training_at_once(fit):
+def test_training_from_a_checkpoint_equals_training_at_once(fit, whole):
     """Weights, moving averages, the optimizer and the dropout's random numbers are all put back."""
-    history, predictions, model = fit("whole", EPOCHS=3)
-    fit("parts", EPOCHS=1)  # the end of the training is one of a checkpoint, too
-    again, repeated, continued = fit("parts", EPOCHS=3)
+    history, predictions, weights = whole
+    fit(EPOCHS=1)  # the end of the training is one of a checkpoint, too
+    again, repeated, continued = fit(EPOCHS=2)
     assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
     assert repeated.equals(predictions)
-    assert equal(continued.get_weights(), model.get_weights())
+    assert equal(continued.get_weights(), weights)
     assert again["seconds"].is_monotonic_increasing
-    assert history["epoch"].tolist() == [1, 2, 3]
-    assert history["loss"].nunique() == 3, "it learned something"
+    assert history["epoch"].tolist() == [1, 2]
+    assert history["loss"].nunique() == 2, "it learned something"
 
 
 def test_a_checkpoint_is_written_where_a_minute_has_passed_and_at_the_end(fit, monkeypatch):
@@ -390,8 +386,9 @@ def test_training_in_16_bits_keeps_weights_in_32_and_is_evaluated_in_32(fit, tmp
     assert model.output.dtype == "float32"
     assert predictions["probability"].nunique() == len(predictions)
     assert history["loss"].nunique() == 2, "it learned something"
-    fit("parts", EPOCHS=1)
-    assert fit("parts", EPOCHS=2)[1].equals(predictions), "from its checkpoint"
+    if floats == "float16":  # whose loss is scaled, which a checkpoint has to put back
+        fit("parts", EPOCHS=1)
+        assert fit("parts", EPOCHS=2)[1].equals(predictions)
     weights, pixels = model.get_weights(), to_pixels(make_noise(35)[26:])
     rounded = model(pixels, training=False).numpy()[:, 0]
     monkeypatch.undo()
@@ -412,16 +409,16 @@ def test_a_step_is_traced_once_though_the_last_batch_is_smaller(fit, monkeypatch
     assert traces == ["train_step", "test_step"]
 
 
-def test_the_accuracy_of_the_training_is_that_of_the_threshold(fit):
-    history, predictions, _ = fit("half", EPOCHS=1)
+def test_the_accuracy_of_the_training_is_that_of_the_threshold(fit, whole):
+    history, predictions, _ = whole
     truth, probabilities = predictions["label"].eq("malignant"), predictions["probability"]
     between = np.sort(probabilities)[:-1] + np.diff(np.sort(probabilities)) / 2
     accuracies = {float(limit): (probabilities.ge(limit) == truth).mean() for limit in (0.5, *between)}
-    assert history["val_accuracy"].item() == pytest.approx(accuracies[0.5])
+    assert history["val_accuracy"].iloc[-1] == pytest.approx(accuracies[0.5])
     threshold = next(limit for limit in accuracies if accuracies[limit] != accuracies[0.5])
-    shifted, again, _ = fit("shifted", EPOCHS=1, THRESHOLD=threshold)
+    shifted, again, _ = fit(EPOCHS=2, THRESHOLD=threshold)
     assert again["probability"].equals(probabilities), "the training does not depend on it"
-    assert shifted["val_accuracy"].item() == pytest.approx(accuracies[threshold])
+    assert shifted["val_accuracy"].iloc[-1] == pytest.approx(accuracies[threshold])
 
 
 # ---- failures ----------------------------------------------------------------------------------
@@ -475,7 +472,7 @@ def test_a_full_disk_is_a_sentence_and_costs_no_earlier_epoch(fit, tmp_path):
     assert len(fit(EPOCHS=2)[0]) == 2
 
 
-def test_a_training_ends_well_though_another_process_has_completed_the_run(fit, tmp_path, monkeypatch):
+def test_a_training_ends_well_though_another_process_has_completed_the_run(fit, whole, tmp_path, monkeypatch):
     """Its checkpoint can be written or not; a full disk is no reason to fail then."""
     save = np.savez
 
@@ -485,9 +482,9 @@ def test_a_training_ends_well_though_another_process_has_completed_the_run(fit, 
         (tmp_path / "run" / "settings.json").write_text("")
         save(*arguments)
 
-    history, predictions, _ = fit("whole", EPOCHS=2)
+    history, predictions, _ = whole
     monkeypatch.setattr(np, "savez", complete)
-    again, repeated, _ = fit("run", EPOCHS=2)
+    again, repeated, _ = fit(EPOCHS=2)
     assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
     assert repeated.equals(predictions)
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import json
 import os
 import re
 import runpy
@@ -23,9 +24,11 @@ import cv2
 import h5py
 import numpy as np
 import pandas as pd
+import pytest
 from conftest import REPOSITORY
 
 import vgg16
+from data.results import baseline, files
 
 FOLDER = tempfile.TemporaryDirectory()  # of finish_run(), gone with the process
 BACKBONE = '''def build_backbone(weights):
@@ -122,6 +125,25 @@ def make_noise(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, common.IMAGE_SIZE, common.IMAGE_SIZE), np.uint8)
 
 
+@contextlib.contextmanager
+def hasten():
+    """Runs with empty files for figures, without overlays to draw, and with a small forest for the baseline.
+
+    These take longer than all else of a tiny run. test_report.py and test_scripts.py have real figures.
+    """
+
+    def touch(figure, file, title, note, suffixes=(".png", ".pdf"), dpi=200):
+        for suffix in suffixes:
+            file.with_suffix(suffix).touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "write_figure", touch)
+        patch.setattr(files, "write_figure", touch)
+        patch.setattr(files, "draw_cases", lambda *_, **__: None)
+        patch.setattr(baseline.FOREST, "n_estimators", 5)
+        yield
+
+
 def to_pixels(images):
     """Images as a model takes them: float32 (N, IMAGE_SIZE, IMAGE_SIZE, 3)."""
     return np.repeat(np.asarray(images)[..., None], 3, axis=-1).astype(np.float32)
@@ -144,16 +166,32 @@ def finish_run():
     table.to_csv(place / "films" / "labels.csv", index=False)
     script = import_tiny(place, place / "films")
     console = io.StringIO()
-    with contextlib.redirect_stdout(console):
+    with contextlib.redirect_stdout(console), hasten():
         folder = script.main()
     return script, folder, console.getvalue()
+
+
+def spoil(file, change):
+    """Change a file of a run: by other bytes, or by a function of its path, or by other values in a JSON file."""
+    if isinstance(change, dict):
+        content = json.loads(file.read_text("utf-8"))
+        for name, value in change.items():
+            content[name] = content[name] | value if isinstance(value, dict) else value
+        change = json.dumps(content).encode()
+    if isinstance(change, bytes):
+        file.write_bytes(change)
+    else:
+        change(file)
 
 
 # ---- in processes of their own -----------------------------------------------------------------
 
 
-def copy_program(folder):
-    """A copy of the repository's program, with few phantoms and many checkpoints; its scripts work in `folder`."""
+def copy_program(folder, painted=True):
+    """A copy of the repository's program, in which the scripts work; with few phantoms, overlays and trees.
+
+    There is a checkpoint after every epoch. painted: whether figures are more than empty files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for file in (REPOSITORY / "common.py", *REPOSITORY.glob("data/*.py"),
                  *REPOSITORY.glob("data/results/*.py"), REPOSITORY / "data/phantoms/prepare.py"):
@@ -163,6 +201,15 @@ def copy_program(folder):
     for name, constants in (("data/phantoms/prepare.py", {"BENIGN_PATIENTS": 5, "MALIGNANT_PATIENTS": 5}),
                             ("common.py", {"CHECKPOINT_SECONDS": 0})):  # one after every epoch
         (folder / name).write_text(edit((folder / name).read_text("utf-8"), constants), "utf-8")
+    changes = [("data/results/figures.py", "CASES = 4 ", "CASES = 1 "),
+               ("data/results/baseline.py", "RandomForestClassifier(100,", "RandomForestClassifier(5,")]
+    if not painted:
+        paint = "figure.savefig(file.with_suffix(suffix), dpi=dpi, metadata=metadata)"
+        changes.append(("data/results/figures.py", paint, "file.with_suffix(suffix).touch()"))
+    for name, old, new in changes:
+        source = (folder / name).read_text("utf-8")
+        assert source.count(old) == 1, f"{old} is there {source.count(old)} times"
+        (folder / name).write_text(source.replace(old, new), "utf-8")
     return folder
 
 

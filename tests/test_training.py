@@ -280,7 +280,7 @@ def train_tiny(place, folder="run", **constants):
     training, validation = common.make_datasets(images, films, settings)
     trained, facts, history = common.train(model, training, validation, settings, place / folder)
     assert facts == common.describe_model(model, settings), "of the model that was trained"
-    predictions, _ = common.evaluate([trained], images, films, settings)["validation"]
+    predictions, _ = common.evaluate([trained], images, films, settings)
     assert getattr(trained, "optimizer", None) is None, "which would be two thirds of the file"
     return history, predictions, model
 

@@ -159,7 +159,8 @@ def read_folders(root):
                     rows.append((path.relative_to(root).as_posix(), label, split, "", "", "", ""))
                 else:
                     ignored.append(path)
-    names = sorted(str(path.relative_to(root)) for path in ignored if not path.name.startswith("."))
+    ignored.sort(key=lambda path: (len(path.parts), path))  # the uppermost first
+    names = [str(path.relative_to(root)) for path in ignored if not path.name.startswith(".")]
 
     if foreign := [os.fsencode(path) for path, *_ in rows if os.fsencode(path) != path.encode(errors="ignore")]:
         shown = ", ".join(path.decode(errors="backslashreplace") for path in foreign[:20])

@@ -353,7 +353,7 @@ def test_the_best_is_compared_on_the_films_of_all_shared_folds_at_the_level_of_a
     assert (first["CROP"], first["DROPOUT"], first["AUC of the best minus this"]) == ("breast", "0.3", "")
     assert cells["breast", "0.1"] == "no common mammograms"
     assert [row["held out"].split(" only ")[0] for row in others] == ["folds 1, 2, 3", "fold 0", "fold 4"]
-    for text in ("Bonferroni", "With one training of each setting they cover patients only", "optimistic"):
+    for text in ("Bonferroni", "With one training of each setting, they cover the variation", "optimistic"):
         assert text in page.text
 
 

@@ -181,7 +181,7 @@ def test_the_summary_says_what_the_tables_say(trained):
         assert ("The same class was predicted for all mammograms." in flat) is alike
         for source in (results, results["per_patient"]):
             assert metrics.with_interval(source, "auc") in text
-        for phrase in (words, "32 mammograms of 16 patients", "with a learning rate of 5e-05",
+        for phrase in (words, "32 mammograms of 16 patients", "learning rate of 5e-05",
                        "exponential moving", "1 epochs with batches of 13", "not for clinical use",
                        "random weights",
                        f"Keras {common.keras.__version__}", "brightness was shifted by up to 10%"):

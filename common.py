@@ -641,12 +641,14 @@ def save_checkpoint(model, history, folder):
 
 
 def load_checkpoint(model, folder):
-    """Restore all variables of a run; returns the rows of its history, [] without a checkpoint."""
-    try:
-        checkpoint = np.load(name_unfinished(folder) / CHECKPOINT)
-    except FileNotFoundError:
+    """Restore all variables of a run; returns the rows of its history, [] without a checkpoint.
+
+    Raises UserError if the checkpoint is damaged.
+    """
+    checkpoint = name_unfinished(folder) / CHECKPOINT
+    if not checkpoint.exists():
         return []
-    with checkpoint as arrays:
+    with explain_damage(checkpoint), np.load(checkpoint) as arrays:
         names = iter(arrays.files)
         history = arrays[next(names)]
         for variable, name in zip(list_variables(model), names, strict=True):

@@ -215,8 +215,9 @@ def test_a_test_set_is_scored_once_by_a_run_and_never_validated_on(trained):
     assert leaks["trained_on"].eq("").all()
     results = read_json(single / "test" / "metrics.json")
     assert (results["side"], results["validation_images"], results["validation_patients"]) == ("test", 8, 5)
-    summary = read_summary(single)
-    for words in ("A test set came with the data: 4 benign mammograms of 3 patients",
+    summary, table = read_summary(single), read_table(single / "split.csv").query("split == 'test'")
+    benign = table["group"][table["label"] == "benign"]
+    for words in (f"A test set came with the data: {len(benign)} benign mammograms of {benign.nunique()} patients",
                   "These patients are in no other set.",
                   "A fifth of the training patients was held out", "| 8 test mammograms of 5 patients |",
                   "3 mammograms were excluded: its patient or picture", metrics.with_interval(results, "brier")):

@@ -52,7 +52,7 @@ def written(tmp_path, monkeypatch):
                             lambda figure, file, **options: figures.update({file.name: figure}))
         folder = tmp_path / "outputs" / "tiny-unfrozen50-aaaaaa"
         folder.with_name(f".{folder.name}").mkdir(parents=True)
-        results = {"validation": (predictions, rng.random((len(held_out), 7, 7), np.float32))}
+        results = predictions, rng.random((len(held_out), 7, 7), np.float32)
         facts = common.describe_model(model, settings)
         common.write_run(folder, settings, films, images, np.zeros((50, 2, 24, 23), np.complex64), model, facts,
                          weights, history, results, console)

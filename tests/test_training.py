@@ -315,6 +315,14 @@ def test_training_from_a_checkpoint_equals_training_at_once(fit, whole):
     assert history["loss"].nunique() == 2, "it learned something"
 
 
+def test_a_damaged_checkpoint_is_named(fit, tmp_path):
+    fit(EPOCHS=1)
+    file = tmp_path / ".run" / "checkpoint.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(common.UserError, match=r"checkpoint\.npz is damaged.*delete it"):
+        fit(EPOCHS=2)
+
+
 def test_a_checkpoint_is_written_where_a_minute_has_passed_and_at_the_end(fit, monkeypatch):
     """On a clock of the test, with epochs of 40 seconds."""
     written, clock = [], iter(range(0, 9999, 40))

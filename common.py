@@ -70,8 +70,8 @@ try:
     from data.results.summary import show_results, write_summary
     from data.runs import (REMEDY, explain_damage, is_dict_of, is_folder_name, is_list_of, is_number, is_text,
                            read_array, read_json, read_predictions)
-    from data.splits import (FOLDS, check_folds, check_sides, check_unseen, has_validation,  # noqa: F401
-                             is_imagenet, exclude_known, list_seen, split_patients)
+    from data.splits import (FOLDS, check_folds, check_sides, check_unseen, exclude_known,  # noqa: F401
+                             has_validation, is_imagenet, list_seen, split_patients)
 
     import cv2
     import keras

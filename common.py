@@ -451,7 +451,7 @@ class FoldedConvolution(keras.layers.Layer):
         inputs, kernel, shift = (keras.ops.cast(part, self.compute_dtype) for part in (inputs, kernel, shift))
         features = convolve(inputs, kernel, strides=convolution.strides, padding=convolution.padding,
                             dilation_rate=convolution.dilation_rate, data_format=convolution.data_format)
-        return features + shift
+        return tf.nn.bias_add(features, shift)
 
     def compute_output_shape(self, input_shape):
         return self.convolution.compute_output_shape(input_shape)

@@ -357,3 +357,24 @@ def test_a_network_that_swallows_packets_does_not_hang_a_run(tmp_path):
     common.load_backbone(download, FILMS, None, settings)
     assert 0 < timeouts[0] <= 60
     assert socket.getdefaulttimeout() is None, "that of other connections is what it was"
+
+
+def test_a_training_step_of_resnet50_is_repeatable(tmp_path):
+    """TensorFlow reorders sums of several additions, in another way in each trace."""
+    settings = prepare(tmp_path, BATCH_SIZE=4)
+    films = make_films([0, 1] * 3, held_out=2)
+    training, _ = common.make_datasets(make_noise(6), films, settings)
+
+    def train():
+        common.reset_keras(settings)
+        backbone = resnet50.build_backbone(None)
+        for number, layer in enumerate(backbone.layers):
+            if isinstance(layer, keras.layers.BatchNormalization):
+                rng = np.random.default_rng(number)
+                layer.set_weights([rng.uniform(0.5, 1, weight.shape) for weight in layer.weights])
+        network = common.fold_batch_norm(common.build_model(backbone, {"pretrained": True}, settings))
+        common.compile_model(network, 2, settings)
+        network.fit(training, shuffle=False, verbose=0)
+        return network.get_weights()
+
+    assert all(map(np.array_equal, train(), train()))

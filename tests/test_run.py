@@ -737,8 +737,8 @@ def test_two_collections_of_one_name_have_results_of_their_own_which_have_no_mod
 def test_validation_scales_films_as_predict_does(tmp_path):
     """By the bits of the films that the run saw, though these here use fewer."""
     run, dark = copy_run(tmp_path), tmp_path / ("暗" * 83)
-    spoil(run / "settings.json", {"collection": {"depths": {"16 bit PNG": 14}}})
-    write_classes(dark, 4, top=1000, dtype=np.uint16)
+    spoil(run / "settings.json", {"collection": {"depths": {"16 bit PNG": 12}}})
+    write_classes(dark, 4, top=1000, dtype=np.uint16)  # 10 bits: with 4 fewer, they would be another scanner's
     write_film(dark / "benign" / "bright.png", top=65000, dtype=np.uint16)  # which is the other films' no business
     folder = common.validate(run, dark)
     assert re.fullmatch(r"run-on-暗+-[0-9a-f]{6}", folder.name), "the name is cut between characters"

@@ -10,6 +10,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the bac
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the same answers on every machine
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # as common.py has it, whichever of the two is imported first
 REPOSITORY = Path(__file__).resolve().parent.parent
+SLOWEST = ("test_scripts.py", "test_training.py", "test_folds.py", "test_run.py")  # of the files, in this order
 sys.path.insert(0, str(REPOSITORY))
 
 import data  # noqa: E402, F401  (before OpenCV, whose limits it sets)
@@ -17,6 +18,12 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pydicom  # noqa: E402
 import pytest  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the slowest files, so that no worker is left alone with one at the end."""
+    first = [item for name in SLOWEST for item in items if item.path.name == name]
+    items[:] = first + [item for item in items if item.path.name not in SLOWEST]
 
 
 def write_dicom(path, pixels, bits=12, syntax=None, **tags):

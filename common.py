@@ -617,7 +617,7 @@ def list_variables(model):
 
 @contextlib.contextmanager
 def write_unless_complete(folder):
-    """Turn an OSError of writing into a UserError, unless another process has completed the same run.
+    """Turn an OSError into a UserError, unless another process has completed the same run.
 
     Processes with the same run need no lock. They share a checkpoint, and the first to rename its folder has
     written the result. It removes the checkpoint, which others may be writing.
@@ -648,12 +648,13 @@ def load_checkpoint(model, folder):
     checkpoint = name_unfinished(folder) / CHECKPOINT
     if not checkpoint.exists():
         return []
-    with explain_damage(checkpoint), np.load(checkpoint) as arrays:
+    with write_unless_complete(folder), explain_damage(checkpoint), np.load(checkpoint) as arrays:
         names = iter(arrays.files)
         history = arrays[next(names)]
         for variable, name in zip(list_variables(model), names, strict=True):
             variable.assign(arrays[name])
-    return history.tolist()
+        return history.tolist()
+    return []  # another process has completed the run, and removes the checkpoint
 
 
 def compile_model(model, steps, settings):

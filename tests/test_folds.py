@@ -17,6 +17,7 @@ from scipy import special
 from tiny import common, hasten, import_tiny, spoil
 
 from data.results import metrics
+from data.results.summary import write_summary
 
 TEST = [f"{number}.png" for number in range(24, 32)]
 LEAKS = ["0.png", "2.png", "3.png"]  # of the patient, the copy, and the other film of the patient with the copy
@@ -187,6 +188,18 @@ def test_the_summary_says_what_the_tables_say(trained):
                        f"Keras {common.keras.__version__}", "brightness was shifted by up to 10%"):
             assert phrase in flat
         assert "{" not in text
+
+
+def test_the_summary_of_another_collection_does_not_speak_of_its_folds(trained, tmp_path):
+    folder = shutil.copytree(trained[2], tmp_path / "elsewhere")
+    spoil(folder / "settings.json", {"constants": {"TRAINED_ON": "data/others"}})
+    read_table(folder / "split.csv").rename(columns={"fold": "split"}).to_csv(folder / "split.csv", index=False)
+    write_summary(folder)
+    summary = read_summary(folder)
+    assert "The mean of their logits counts." in summary
+    assert "model.keras; in the folder of the run" in summary
+    for words in ("in two folds", "in a fold", "folds.csv"):
+        assert words not in summary
 
 
 def test_a_model_of_all_folds_has_seen_all_their_films(trained, tmp_path):

@@ -321,6 +321,10 @@ def test_a_damaged_checkpoint_is_named(fit, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(common.UserError, match=r"checkpoint\.npz is damaged.*delete it"):
         fit(EPOCHS=2)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "settings.json").write_text("")
+    history, _, _ = fit(EPOCHS=2)
+    assert history["epoch"].tolist() == [1, 2], "of a run that another process has completed it is none"
 
 
 def test_a_checkpoint_is_written_where_a_minute_has_passed_and_at_the_end(fit, monkeypatch):

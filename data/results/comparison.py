@@ -329,7 +329,7 @@ def show_table(settings, differences):
         row["held out"] = fill("{folds}<br>{films} mammograms<br>of {patients} patients", films=len(setting.films),
                                folds=describe_folds(setting.films.index.unique("fold")),
                                patients=setting.films["group"].nunique())
-        row |= {metrics.TITLES.get(name, name): draw_metric(setting.results, name) for name in METRICS}
+        row |= {metrics.TITLES[name]: draw_metric(setting.results, name) for name in METRICS}
         rows.append(row)
     return pd.DataFrame(rows).to_html(index=False, escape=False)
 

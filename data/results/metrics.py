@@ -14,7 +14,7 @@ from data import log
 RESAMPLES = 2000  # of the patients
 BATCH = 250  # resamples in memory at a time
 NAMES = ("accuracy", "precision", "recall", "f1", "specificity", "brier", "auc", "average_precision")
-TITLES = {  # of the metrics whose title is another
+TITLES = {name: name for name in NAMES} | {
     "recall": "recall (sensitivity)", "f1": "F1", "brier": "Brier score", "auc": "AUC",
     "average_precision": "average precision"}
 GRID = np.linspace(0, 1, 101)  # false positive rates of ROC curves, recalls of precision-recall curves

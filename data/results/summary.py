@@ -8,7 +8,7 @@ import pandas as pd
 from data import log
 from data.films import CLASSES
 from data.results.baseline import describe_baseline
-from data.results.metrics import TITLES, describe_held_out, with_interval
+from data.results.metrics import RESAMPLES, TITLES, describe_held_out, with_interval
 from data.runs import read_json
 from data.splits import SETS
 
@@ -58,9 +58,9 @@ share){place}. A single property is scored by a decision tree of at most four le
 highest AUC were chosen on held-out mammograms, so this AUC is optimistic.
 
 **Statistics.** The intervals are Wilson intervals. They use Student's t and the effective sample size, which
-comes from 2,000 bootstrap resamples of the patients. They are at least as wide as the Clopper-Pearson interval
-of an event that no patient had. The interval of a difference of AUCs is Student's t times the standard error of
-the paired resamples.
+comes from {resamples:,} bootstrap resamples of the patients. They are at least as wide as the Clopper-Pearson
+interval of an event that no patient had. The interval of a difference of AUCs is Student's t times the standard
+error of the paired resamples.
 
 **Software.** Python {python}, TensorFlow {tensorflow}, Keras {keras}, NumPy {numpy}, SciPy {scipy},
 scikit-learn {sklearn}, OpenCV {cv2}, code {code}. Device: {device}.
@@ -110,21 +110,25 @@ CLAIM = {  # item of the 2024 update: (what it asks for, place in the folder of 
     "39": ("failure analysis", "confusion_matrix.png; false positives and negatives in gradcam/"),
     "40": ("limitations", "Limits"),
 }
-IN_FOLDS = "; of each fold in its folder (folds.csv)"  # files that the folder of all folds does not have
+OF_TRAINING = ("22", "25")  # items with files that only the folder of a training has
+IN_FOLDS = "; of each fold in its folder (folds.csv)"
+IN_RUN = "; in the folder of the run that is scored"
 
 
 # ---- text --------------------------------------------------------------------------------------
 
 
-def make_claim(is_external, is_ensemble, has_folds):
+def make_claim(is_external, is_ensemble, is_pooled):
     """The items of CLAIM that a run answers, as a Markdown table."""
     unanswered = "32" if is_external else "33"
     lines = ["| item | topic | place |", "| --- | --- | --- |"]
     for item, (topic, place) in CLAIM.items():
         if item == unanswered or (item == "27" and not is_ensemble):
             continue
-        if item in ("22", "25") and has_folds:
+        if item in OF_TRAINING and is_pooled:
             place += IN_FOLDS
+        if item in OF_TRAINING and is_external:
+            place += IN_RUN
         lines.append(f"| {item} | {topic} | {place} |")
     return "\n".join(lines)
 
@@ -223,7 +227,7 @@ def make_table(results):
             ["accuracy of always predicting the larger class", *baselines]]
     for name in results["ci95"]:
         cells = [with_interval(part, name) if part else "one class only" for part in parts]
-        rows.append([TITLES.get(name, name), *cells])
+        rows.append([TITLES[name], *cells])
     for name, keys in (("true positives, false positives", ("tp", "fp")),
                        ("true negatives, false negatives", ("tn", "fn"))):
         cells = [", ".join(str(part["confusion_matrix"][key]) for key in keys) if part else "" for part in parts]
@@ -249,25 +253,25 @@ def write_summary(folder):
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
     constants, note, sides = settings["constants"], settings["note"], read_metrics(folder)
-    is_external, has_folds = "TRAINED_ON" in constants, "folds" in settings
-    is_ensemble = has_folds and (is_external or len(sides) > 1)
+    is_external, is_pooled = "TRAINED_ON" in constants, "fold" in split
+    is_ensemble = "folds" in settings and (is_external or len(sides) > 1)
     tables = "\n\n".join(f"{make_table(side)}\n\n{describe_baseline(side['baseline'])}" for side in sides)
     backbone = settings["model"]["backbone"]
 
     text = TEXT.format(
         **constants, **settings["model"], **settings["versions"], title=settings["title"], tables=tables,
-        data=describe_data(settings, split), sets="folds" if has_folds else "sets",
+        data=describe_data(settings, split), sets="folds" if is_pooled else "sets",
         crop=CROPS[constants["CROP"]], place=PLACES[constants["CROP"]],
         detail="" if constants["CROP"] == "lesion" else DETAIL,
         name=BACKBONES.get(backbone, backbone), weights=settings["weights"]["origin"],
         frozen=", except any batch normalization" if settings["weights"]["pretrained"] else "",
         precision=" and ".join(settings["model"]["floats"]), device=settings["device"],
         pointing=describe_pointing(sides[0]), both_breasts=count_breasts(sides[0]),
-        per_fold=" in a fold" if has_folds else "",
+        per_fold=" in a fold" if is_pooled else "", resamples=RESAMPLES,
         undefined=UNDEFINED if "undefined" in tables else "",
         limits="".join(f" {limit}" for limit in settings["limits"]),
         note=f" {note.capitalize()}." if note else "",
-        claim=make_claim(is_external, is_ensemble, has_folds))
+        claim=make_claim(is_external, is_ensemble, is_pooled))
     paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
                   for block in text.split("\n\n")]
     (folder / "summary.md").write_text("\n\n".join(paragraphs).rstrip() + "\n", "utf-8", newline="\n")
@@ -277,7 +281,7 @@ def show_results(folder):
     """Log the metrics of a complete run, and what they were measured on."""
     for results in read_metrics(folder):
         for name in results["ci95"]:
-            log.info("%-20s %s", TITLES.get(name, name), with_interval(results, name))
+            log.info("%-20s %s", TITLES[name], with_interval(results, name))
         log.info("on %s, with 95 %% intervals over patients; always predicting the larger class has accuracy %.2f",
                  describe_held_out(results), results["majority_baseline"])
         if "per_patient" in results:

@@ -66,7 +66,7 @@ try:
     from data.results.baseline import add_baseline, list_properties, read_trainings, warn_of_giveaways  # noqa: F401
     from data.results.comparison import compare
     from data.results.figures import draw_training_curves, overlay_map, write_figure, write_overlay
-    from data.results.files import write_leaks, write_results, write_side, write_table
+    from data.results.files import HISTORY, write_leaks, write_results, write_side, write_table
     from data.results.summary import show_results, write_summary
     from data.runs import (REMEDY, explain_damage, is_dict_of, is_folder_name, is_list_of, is_number, is_text,
                            read_array, read_json, read_predictions)
@@ -94,7 +94,6 @@ finally:
 RANDOM_NOTE = "random weights: this shows only that the pipeline works"
 CHECKPOINT = "checkpoint.npz"  # in the folder of an unfinished run
 CHECKPOINT_SECONDS = 60  # the shortest time between two checkpoints
-LOGS = ("loss", "accuracy", "val_loss", "val_accuracy")
 CODE = reading.CODE + [
     reading.parse_code(HERE / name)
     for name in ("common.py", "data/splits.py", "data/results/metrics.py", "data/results/baseline.py",
@@ -669,7 +668,7 @@ def compile_model(model, steps, settings):
 def train(model, training, validation, settings, folder):
     """Train for all epochs: (trained, facts, history).
 
-    trained: see to_float32; facts: see describe_model; history: a table with columns epoch, LOGS and seconds.
+    trained: see to_float32; facts: see describe_model; history: a table with columns HISTORY and seconds.
 
     The final weights are an average over about the last epoch (Polyak and Juditsky 1992), as weights of a single
     step vary too much. The validation of each epoch uses averaged weights, too. It chooses nothing.
@@ -692,13 +691,13 @@ def train(model, training, validation, settings, folder):
     def keep(epoch, logs):
         nonlocal saved
         now = time.perf_counter()
-        rows.append([*(logs[name] for name in LOGS), before + now - started])
+        rows.append([*(logs[name] for name in HISTORY[1:]), before + now - started])
         if len(rows) == settings.EPOCHS or now - saved >= CHECKPOINT_SECONDS:
             save_checkpoint(network, rows, folder)
             saved = now
         if not watched:
             log.info("epoch %d of %d: loss %.4f, accuracy %.3f; validation: loss %.4f, accuracy %.3f", len(rows),
-                     settings.EPOCHS, *rows[-1][: len(LOGS)])
+                     settings.EPOCHS, *rows[-1][:-1])
 
     known = {*gradient_registry.list()}
     swap = keras.callbacks.SwapEMAWeights()
@@ -719,8 +718,8 @@ def train(model, training, validation, settings, folder):
     if not finite or len(rows) < settings.EPOCHS:
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)
         raise UserError("the training diverged (loss or weights are not finite): lower LEARNING_RATE.")
-    history = pd.DataFrame(rows, columns=[*LOGS, "seconds"])
-    history.insert(0, "epoch", range(1, settings.EPOCHS + 1))
+    epochs = range(1, settings.EPOCHS + 1)
+    history = pd.DataFrame(rows, epochs, [*HISTORY[1:], "seconds"]).rename_axis("epoch").reset_index()
     return to_float32(model), describe_model(model, settings), history
 
 

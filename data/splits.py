@@ -108,11 +108,11 @@ def split_patients(films, fold, seed):
     return films
 
 
-def count_films(films):
-    """Images and patients of each class as text: benign 12 images of 6 patients, malignant ..."""
+def count_classes(films):
+    """Mammograms and patients of each class as text: 12 benign mammograms of 6 patients and 8 malignant ..."""
     counts = films.groupby("label")["group"].agg(["size", "nunique"])
-    return ", ".join(f"{label} {size} images of {patients} patients"
-                     for label, size, patients in counts.itertuples())
+    return " and ".join(f"{mammograms} {label} mammograms of {patients} patients"
+                        for label, mammograms, patients in counts.itertuples())
 
 
 def check_sides(films, sides=("train", "validation"), every_fold=False):
@@ -122,7 +122,7 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
     """
     for side, name in SETS.items():
         if films["split"].eq(side).any():
-            log.info("%s: %s", name, count_films(films[films["split"].eq(side)]))
+            log.info("%s: %s", name, count_classes(films[films["split"].eq(side)]))
 
     excluded = films[films["excluded"].ne("")]
     leaks = excluded["tested_on"].ne("") | excluded["trained_on"].ne("")
@@ -130,7 +130,7 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
     for reason, rows in excluded.groupby("excluded"):
         if leaks[rows.index].any():
             reason += " (leaks.csv)"
-        log.warning("excluded: %s: %s: %s", count_films(rows), reason, list_some(rows["path"].tolist()))
+        log.warning("excluded: %s: %s: %s", count_classes(rows), reason, list_some(rows["path"].tolist()))
         reasons += f"; {len(rows)} images are excluded: {reason}"
 
     used = films[films["excluded"].eq("")]

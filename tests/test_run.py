@@ -777,7 +777,8 @@ def test_validation_on_other_films_is_a_result_of_its_own(validated):
     for name in ("roc_curve.png", "confusion_matrix.png", "calibration.png", "grad_cam_example.png", "summary.md"):
         assert (folder / name).is_file()
     assert "20 held-out mammograms of 10 patients" in console
-    assert "validation set: benign 10 images of 5 patients, malignant 10 images of 5 patients" in console
+    counts = "10 benign mammograms of 5 patients and 10 malignant mammograms of 5 patients"
+    assert f"validation set: {counts}" in console
     assert "FOLD is not used" not in console and "\ntraining set: " not in console, "of the run"
     runs = pd.read_csv(folder.parent / "runs.csv").set_index("run")
     assert runs["auc"][folder.name] == pytest.approx(results["auc"])

@@ -42,8 +42,8 @@ def give_split(films, held_out=10, name="validation"):
 
 def describe(films):
     """What is printed of a set."""
-    return ", ".join(f"{label} {len(rows)} images of {rows['group'].nunique()} patients"
-                     for label, rows in films.groupby("label"))
+    return " and ".join(f"{len(rows)} {label} mammograms of {rows['group'].nunique()} patients"
+                        for label, rows in films.groupby("label"))
 
 
 # ---- folds -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from data.results.figures import (draw_calibration, draw_cases, draw_confusion_m
 from data.results.summary import write_summary
 from data.runs import explain_damage, read_results, read_table
 
-HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]  # columns that are drawn
+HISTORY = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]  # columns of history.csv
 
 
 def list_scores(predictions, films):

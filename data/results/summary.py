@@ -6,11 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from data import log
-from data.films import CLASSES
 from data.results.baseline import describe_baseline
 from data.results.metrics import RESAMPLES, TITLES, describe_held_out, with_interval
 from data.runs import read_json
-from data.splits import SETS
+from data.splits import SETS, count_classes
 
 BACKBONES = {"resnet50": "ResNet50", "vgg16": "VGG16"}
 CROPS = {"breast": "cropped to the breast on a black square",
@@ -131,13 +130,6 @@ def make_claim(is_external, is_ensemble, is_pooled):
             place += IN_RUN
         lines.append(f"| {item} | {topic} | {place} |")
     return "\n".join(lines)
-
-
-def count_classes(rows):
-    """The mammograms and patients of each class as text; rows: of split.csv."""
-    counts = rows.groupby("label")["group"].agg(["size", "nunique"])
-    return " and ".join(f"{counts['size'][label]} {label} mammograms of {counts['nunique'][label]} patients"
-                        for label in CLASSES if label in counts.index)
 
 
 def describe_split(settings, split):

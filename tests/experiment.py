@@ -66,6 +66,8 @@ def measure(table):
     for network in NAMES:
         for share in SHARES:
             columns = [name for name in table if name.startswith(f"{network} {share:g} ")]
+            if not columns:
+                continue
             scores = expit(table[columns].to_numpy().T)
             results = metrics.measure_trainings(malignant, scores, patients, folds=folds)
             each = [metrics.measure(malignant, score, patients, folds=folds)["auc"] for score in scores]
@@ -88,6 +90,8 @@ def draw(table, rows):
 
     for shift, marker, color, network in ((-0.1, "s", "C0", "resnet50"), (0.1, "o", "C1", "vgg16")):
         part = rows[rows["network"] == network]
+        if part.empty:
+            continue
         places = [SHARES.index(share) + shift for share in part["share"]]
         for place, row in zip(places, part.itertuples(), strict=True):
             axes.plot([place, place], row.interval, color=color, lw=2)

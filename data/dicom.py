@@ -111,6 +111,19 @@ def check_deflated(path, pydicom):
         raise UserError("the file is cut off")
 
 
+def lift_frame_tags(data):
+    """Copy window and rescale of the first frame of an enhanced object to where other objects have them, in place.
+
+    PS3.3 C.7.6.16: tags of the frame go before those that all frames share.
+    """
+    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in (data.get(groups) or [])[:1]:
+            for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
+                for tags in (group.get(macro) or [])[:1]:
+                    for element in tags:
+                        data.setdefault(element.tag, element)
+
+
 def open_dicom(path):
     """A DICOM file as a pydicom Dataset with a transfer syntax. Raises UserError.
 
@@ -119,7 +132,10 @@ def open_dicom(path):
     pydicom = import_pydicom()
     with refuse("a damaged DICOM file: its header cannot be read"):
         with path.open("rb") as file:
-            has_preamble = file.read(132)[128:] == b"DICM"
+            start = file.read(132)
+        if not start:
+            raise UserError("an empty file")
+        has_preamble = start[128:] == b"DICM"
         if has_preamble:
             check_deflated(path, pydicom)
         data = pydicom.dcmread(path, force=True)
@@ -130,6 +146,7 @@ def open_dicom(path):
         explicit = pydicom.uid.ExplicitVRLittleEndian if is_little_endian else pydicom.uid.ExplicitVRBigEndian
         syntax = pydicom.uid.ImplicitVRLittleEndian if is_implicit else explicit
         data.file_meta.setdefault("TransferSyntaxUID", syntax)
+        lift_frame_tags(data)
     return data
 
 
@@ -280,7 +297,7 @@ def check_stream(frame, pixels):
     if stream.precision > pixels.allocated:
         contradict(f"{pixels.stored} bits a pixel", stream.precision)
     tiles = set(re.findall(TILE_START, frame, re.DOTALL))
-    if STREAM_END not in frame[-TAIL:] or len(tiles) < stream.tiles:
+    if STREAM_END not in frame.rstrip(b"\0")[-TAIL:] or len(tiles) < stream.tiles:
         raise UserError("its compressed image ends too early: it was cut off when it was copied")
     return stream
 
@@ -289,12 +306,12 @@ def join_fragments(value):
     """The one compressed frame in the value of Pixel Data: bytes. Raises UserError where there are several."""
     starts = JPEG_START, JPEG2000_START, JP2_START
     with refuse(DAMAGED):
-        offsets, *fragments = import_pydicom().encaps.generate_fragments(value)
+        _, *fragments = import_pydicom().encaps.generate_fragments(value)
         frame = b"".join(fragments)
 
     is_rle = not frame.startswith(starts)
     frames = [part for part in fragments if is_rle or part.startswith(starts)]
-    if len(offsets) > 4 or len(frames) > 1:  # an offset has 4 bytes
+    if len(frames) > 1:
         raise UserError("its image has several frames: not a single mammogram")
     return frame[max(0, frame.find(JPEG2000_START)) :] if frame.startswith(JP2_START) else frame
 
@@ -360,18 +377,21 @@ def decode(data, pixels):
 
     with refuse(f"its compression ({syntax.name}) cannot be read; export it uncompressed"):
         decoder = pydicom.pixels.get_decoder(syntax)
-    if not decoder.is_available:
+    is_extended = syntax == pydicom.uid.JPEGExtended12Bit and pixels.stored > 8  # which only pylibjpeg reads
+    if not decoder.is_available or (is_extended and "pylibjpeg" not in decoder.available_plugins):
         raise UserError(f"its compression ({syntax.name}) needs more packages: pip install pylibjpeg"
                         " pylibjpeg-libjpeg pylibjpeg-openjpeg")
+    is_signed = stream is not None and stream.signed is True  # some plugins shift such a stream to 0 without it
     with refuse(DAMAGED if compressed else "its pixels cannot be read"):
         raw, _ = decoder.as_array(
             source, raw=True, rows=pixels.rows, columns=pixels.columns, samples_per_pixel=1,
             number_of_frames=1, photometric_interpretation="MONOCHROME2", bits_allocated=pixels.allocated,
-            bits_stored=pixels.stored, pixel_representation=0, pixel_keyword="PixelData",
+            bits_stored=pixels.stored, pixel_representation=int(is_signed), pixel_keyword="PixelData",
             pixel_vr=element.VR or "OW", correct_unused_bits=False, apply_j2k_sign_correction=False)
         if raw.shape != (pixels.rows, pixels.columns) or 8 * raw.itemsize != pixels.allocated:
             raise ValueError("another shape or another number of bits")
-    return np.ascontiguousarray(raw, raw.dtype.newbyteorder("=")), stream
+    raw = np.ascontiguousarray(raw, raw.dtype.newbyteorder("="))
+    return raw.view(f"u{raw.itemsize}"), stream
 
 
 # ---- meaning of the pixels ---------------------------------------------------------------------
@@ -464,8 +484,9 @@ def apply_table(data, keyword, values):
     if values.min() < 0 and first >= 2**15:  # a negative number, written without sign
         first -= 2**16
     entries = words[np.rint(values - first).clip(0, count - 1).astype(int)].astype(int)
-    depth = next(bits for bits in DEPTHS if bits >= needed)  # 16 is often declared for fewer
-    return entries, entries / (2**depth - 1)
+    if bits == 16:  # which is often declared for fewer
+        bits = next(depth for depth in DEPTHS if depth >= needed)
+    return entries, entries / (2**bits - 1)
 
 
 def apply_window(data, levels):

@@ -33,9 +33,11 @@ SURROUNDINGS = 0.5  # of a lesion, each way, as a share of its longer side
 BLANK = 2  # grey levels of 256 by which the pixels of a blank film may differ
 UNCROPPED = 0.9  # share of a film: if CROP keeps more, it found no background
 BRIGHT = 0.2  # brightness of the background, as a share of the white of the film: real films have 0.12 or less
+WHITE = 0.2  # share of a film that is white: more in negatives, less in tissue
 BOX_INSIDE = 0.1  # share of a lesion box that has to be breast: of mini-MIAS 0 in two films, above 0.5 in others
 UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks, above 0.04 in lesion crops
 DECIDING = 0.1  # share of the films of a container that decides its bit depth
+SHALLOW = 0.25  # share of the films of a container that may be dark by chance
 OTHER_SCANNER = 4  # bits by which films of another scanner are shallower
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP")  # of Pillow, by content
@@ -172,6 +174,8 @@ def check_tiff(tags, mode):
 
     Raises UserError for what is not read right.
     """
+    if Tag.PhotometricInterpretation not in tags:
+        raise UserError(f"a TIFF that does not say whether 0 is black or white; {ANEW}")
     is_deep = max(tags.get(Tag.BitsPerSample, (1,))) > 8
     if not is_deep and not UNSIGNED.issuperset(tags.get(Tag.SampleFormat, UNSIGNED)):
         raise UserError(BEYOND)
@@ -214,7 +218,8 @@ def decode_pnm(content):
 def decode_picture(image, content):
     """The luminance (ITU-R BT.601) of an image of Pillow: uint8 or uint16 (H, W). Raises an error for damage.
 
-    content: bytes of its file. Pillow finds all damage. OpenCV is faster for PNG and keeps colours of 16 bits.
+    content: bytes of its file. Pillow finds all damage but that inside of the data of a JPEG. OpenCV is faster for
+    PNG and keeps colours of 16 bits.
     """
     if content.startswith((b"P2", b"P3", b"P5", b"P6")):
         return decode_pnm(content)
@@ -288,6 +293,8 @@ def read_picture(path):
         opacity = find_opacity(image, content)
         grey = decode_picture(image, content)
     if opacity is not None:
+        if not opacity.any():
+            raise UserError("an image that is wholly transparent; save it without transparency")
         grey = cv2.multiply(grey, opacity.astype(grey.dtype), scale=1 / 255)
     if image.format != "TIFF":  # which the decoders turn
         grey = turn_upright(grey, find_orientation(image, content))
@@ -358,7 +365,8 @@ def is_mask(grey, depth=16):
     sample = grey[::step, ::step].clip(max=2**depth - 1).astype(np.float32)
     white = sample.max()
     distance = np.minimum(sample, white - sample)
-    return bool(sample.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * sample.var())
+    variance = sample.var()
+    return bool(variance > 0 and sample.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * variance)
 
 
 @contextlib.contextmanager
@@ -395,6 +403,12 @@ def has_bright_background(grey, breast):
     return bool(np.median(sample[~inside]) > BRIGHT * np.percentile(sample, 99))
 
 
+def has_white_background(grey, depth):
+    """Whether so much of a film is white that it may be a negative."""
+    step = 1 + min(grey.shape) // 500  # enough pixels to tell
+    return bool(np.mean(grey[::step, ::step] > 0.95 * (2**depth - 1)) > WHITE)
+
+
 def has_box_outside(boxes, breast):
     """Whether a lesion box lies outside of the breast: less than BOX_INSIDE of it shows tissue."""
     shares = [breast[top : top + height, left : left + width].mean() for left, top, width, height in boxes]
@@ -410,11 +424,14 @@ def read_native(path, crop, lesion_box):
     if min(width, height) < MIN_SIDE:
         raise UserError(f"{width} x {height} pixels, too small for a mammogram")
     if (starts >= (width, height)).any() or (ends > (width + 2, height + 2)).any():  # 2 for rounding
-        raise UserError(f"its lesion_box reaches beyond the image of {width} x {height} pixels")
+        raise UserError(f"its lesion_box reaches beyond the image of {width} x {height} pixels: it"
+                        " has to be x:y:width:height, not two corners")
 
     whole = image = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
-    if np.ptp(to_bytes(whole, row["depth"])) <= BLANK:
-        raise UserError("a blank image: all its pixels are equal, or nearly so")
+    black_and_white = is_mask(grey, row["depth"])  # a mask of 0 and 1 looks blank
+    if np.ptp(to_bytes(whole, row["depth"])) <= BLANK and not black_and_white:
+        window = " in the window of its header" if "window" in row["container"] else ""
+        raise UserError(f"a blank image: all its pixels are equal, or nearly so{window}")
 
     box = {"left": 0, "top": 0, "width": width, "height": height}
     breast = find_breast(grey, row["depth"]) if crop == "breast" or lesion_box else None
@@ -423,12 +440,13 @@ def read_native(path, crop, lesion_box):
     elif crop == "lesion" and lesion_box:
         corners = np.minimum(np.concatenate([starts, ends - 1]), (width - 1, height - 1))
         image, box = crop_film(grey, corners.astype(np.int32), SURROUNDINGS)
-    if image.min() == image.max():
+    if image.min() == image.max() and not black_and_white:
         raise UserError("all pixels that CROP keeps are equal")
 
     fingerprints = duplicates.take_fingerprints(whole, grey.shape)
-    found = {"film_width": width, "film_height": height, "is_mask": is_mask(grey, row["depth"]),
+    found = {"film_width": width, "film_height": height, "is_mask": black_and_white,
              "is_uncropped": crop == "breast" and has_bright_background(grey, breast),
+             "is_white": crop != "breast" and has_white_background(grey, row["depth"]),
              "box_outside": bool(lesion_box) and has_box_outside(boxes, breast),
              "film_sha256": hashlib.sha256(whole).hexdigest()}
     return image, fingerprints, row | box | found
@@ -485,6 +503,15 @@ def describe_classes(films):
     return ", ".join(f"{count} {label}" for label, count in films["label"].value_counts().sort_index().items())
 
 
+def tell_of_shallow(films, container, depth):
+    """Warn where many films of a container use a quarter of the grey scale or less; depth: bits of that scale."""
+    shallow = films[films["depth"] <= depth - 2]
+    if len(shallow) >= SHALLOW * len(films):
+        log.warning("%d of %d %s mammograms (%s) use %d bits or fewer, but are scaled by %d: if they come from"
+                    " another scanner, they are too dark", len(shallow), len(films), container,
+                    describe_classes(shallow), shallow["depth"].max(), depth)
+
+
 def share_depths(films, known):
     """The bits by which each film is scaled: int (N,). Logs them, and warns where films of a container differ.
 
@@ -497,6 +524,7 @@ def share_depths(films, known):
         groups = [(depth, part[depths[part.index] == depth]) for depth in np.unique(depths[part.index])]
         if len(groups) == 1:
             log.info("%d mammograms: %s, %d bits in use", len(part), container, groups[0][0])
+            tell_of_shallow(part, container, groups[0][0])
             continue
 
         counts = [f"{len(group)} ({describe_classes(group)}) by {depth} bits" for depth, group in groups]
@@ -509,7 +537,9 @@ def tell_of_films(films):
     """Warn of films that may look wrong to the network, and why."""
     for column, sentence in (
         ("is_mask", "are excluded, since they are masks in black and white"),
-        ("is_uncropped", "have a background that is not black, so that CROP may keep it or lose the breast"),
+        ("is_uncropped", "have a background that is not black: CROP may keep it or lose the breast, or they may be"
+                         " negatives"),
+        ("is_white", "are white to a large part: they may be negatives, or have a white border"),
         ("box_outside", "have a lesion_box that lies outside of the breast"),
     ):
         warn(f"of {len(films)} mammograms {sentence}", films["path"][films[column]])
@@ -561,5 +591,5 @@ def read_films(films, folder, crop, output_dir, known=None):
     tell_of_films(films)
     lacks_box = films["lesion_box"].eq("") & (crop == "lesion")
     excluded = np.select([films["is_mask"], lacks_box], ["a mask", "no lesion_box"], "")
-    columns = films.drop(columns=["is_mask", "is_uncropped", "box_outside"])
+    columns = films.drop(columns=["is_mask", "is_uncropped", "is_white", "box_outside"])
     return columns.assign(depth=depths, image_sha256=hashes, excluded=excluded), images, prints

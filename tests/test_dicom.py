@@ -177,8 +177,9 @@ def test_a_lookup_table_is_held_against_its_descriptor(sequence, vr):
 
     for bits in (8, 9, 12, 16):  # pydicom fails on Modality LUTs of 12
         write(np.rint(SQUARES * (2**bits - 1)).astype("<u2"), [4096, 0, bits])
-        scale = (2**bits - 1) / (2 ** (bits + bits % 2) - 1)
-        assert is_shown_as(SQUARES[RAMP] * scale)
+        assert is_shown_as(SQUARES[RAMP])
+    write(np.rint(SQUARES * 1000).astype("<u2"), [4096, 0, 12])  # a dark film
+    assert is_shown_as(SQUARES[RAMP] * 1000 / 4095)
     write(np.rint(SQUARES * 4095).astype("<u2"), [4096, 0, 16])  # says 16 bits of 12
     assert is_shown_as(SQUARES[RAMP])
     packed = np.rint(SQUARES * 255).astype(np.uint8)
@@ -299,6 +300,43 @@ def test_depth_and_sign_of_a_jpeg_2000_stream_are_held_against_the_header():
     assert is_shown_as(RAMP / 4095)
     change(PixelRepresentation=0)
     refuse("declares 12 bits a pixel, but the file has 16")
+
+
+def test_signed_jpeg_2000_is_the_same_with_every_decoder(monkeypatch):
+    """That of Pillow shifts signed values to 0 unless it is told that they are signed."""
+    decoder = pydicom.pixels.get_decoder(JPEG2000)
+    plugins = dict(decoder._available)
+    assert "pillow" in plugins
+    for pixels, bits in ((RAMP - 2048, 12), (RAMP * 16 - 32768, 16)):
+        write_dicom("film.dcm", pixels, bits, syntax=JPEG2000)
+        for plugin, function in plugins.items():
+            monkeypatch.setattr(decoder, "_available", {plugin: function})
+            assert is_shown_as(RAMP / 4095), plugin
+
+
+def test_a_stream_may_be_followed_by_zeros_and_lie_in_fragments_with_an_offset_each():
+    data = pydicom.dcmread(write_dicom("film.dcm", RAMP, syntax=JPEG2000))
+    _, *fragments = generate_fragments(data.PixelData)
+    frame = b"".join(fragments)
+    half = len(frame) // 4 * 2
+    data.PixelData = encapsulate([frame[:half], frame[half:] + bytes(300 + len(frame) % 2)])
+    data.save_as("film.dcm")
+    assert is_shown_as(RAMP / 4095)
+
+
+@pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_the_window_of_an_enhanced_object_of_one_frame_counts(groups):
+    """The reference is the same film with the window where other objects have it."""
+    window = {"WindowCenter": 1500, "WindowWidth": 2000, "VOILUTFunction": "LINEAR_EXACT"}
+    expected = read(write_dicom("plain.dcm", RAMP, **window, RescaleSlope=2, RescaleIntercept=-1000))
+    voi, values, group = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    for tag, value in window.items():
+        setattr(voi, tag, value)
+    values.RescaleSlope, values.RescaleIntercept = 2, -1000
+    group.FrameVOILUTSequence, group.PixelValueTransformationSequence = [voi], [values]
+    kind = pydicom.uid.BreastTomosynthesisImageStorage
+    write_dicom("film.dcm", RAMP, SOPClassUID=kind, NumberOfFrames=1, **{groups: [group]})
+    assert np.array_equal(read(), expected)
 
 
 # ---- pixels that are missing, too many or compressed wrongly -----------------------------------

@@ -119,7 +119,10 @@ def test_films_of_a_container_share_the_depth_of_their_bulk(caplog):
     films, images, _ = read()
     assert films["depth"].tolist() == [bits for _, bits in dict(sorted(expected.items())).values()]
     check_scales(images, expected)
-    assert "23 mammograms: 16 bit PNG, 12 bits in use" in caplog.text and not caplog.text.count("WARNING")
+    assert "23 mammograms: 16 bit PNG, 12 bits in use" in caplog.text
+    assert caplog.text.count("WARNING") == 1
+    assert "1 of 24 mammograms are white to a large part: they may be negatives, or have a white border: 'padded" \
+        in caplog.text
 
     known = dict(zip(films["container"], films["depth"], strict=True))
     for path in ("01.png", "label.png"):
@@ -367,14 +370,33 @@ def test_masks_grey_backgrounds_and_boxes_in_the_black_are_named(caplog):
     assert films["excluded"].to_dict() == {"film.png": "", "grey.png": "", "mask.png": "a mask",
                                            "mask_blurred.jpg": "a mask", "white.png": ""}
     for words in ("2 of 5 mammograms are excluded, since they are masks in black and white: 'mask.png', 'mask_b",
-                  "2 of 5 mammograms have a background that is not black, so that CROP may keep it or lose",
-                  " the breast: 'grey.png', 'white.png'\n",
+                  "2 of 5 mammograms have a background that is not black: CROP may keep it or lose the breast,"
+                  " or they may be negatives: 'grey.png', 'white.png'\n",
                   "1 of 5 mammograms have a lesion_box that lies outside of the breast: 'film.png'"):
         assert words in caplog.text
     caplog.clear()
     Path("films/mask.png").unlink()
     read(None)
     assert "background" not in caplog.text, "only CROP would keep it"
+    assert "1 of 4 mammograms are white to a large part: they may be negatives" in caplog.text
+
+
+def test_a_mask_of_0_and_1_is_a_mask_and_not_blank(film):
+    film("films/film.png")
+    save("films/mask.png", (np.hypot(*np.mgrid[-30:30, -20:20]) < 9).astype(np.uint8))
+    for crop in ("breast", None):
+        films, _, _ = read(crop)
+        assert films["excluded"].tolist() == ["", "a mask"]
+
+
+def test_films_of_two_scanners_in_one_container_are_named(caplog):
+    """Of 14 bits, a third of which use 12: their white would be grey."""
+    for number in range(12):
+        save(f"films/{number:02d}.png", TISSUE if number < 4 else TISSUE * 4)
+    films, _, _ = read()
+    assert films["depth"].tolist() == [14] * 12
+    assert ("4 of 12 16 bit PNG mammograms (2 benign, 2 malignant) use 12 bits or fewer, but are scaled by 14"
+            in caplog.text)
 
 
 # ---- crop --------------------------------------------------------------------------------------
@@ -442,7 +464,7 @@ def test_lesions_outside_of_their_film_are_refused_but_for_two_pixels_of_roundin
     film("film.png")
     for box in ("200:10:5:5", "0:0:400:400", "1:1:5:5|30:10:50:5", "40:10:1:1", "10:60:1:1", "39:10:4:1"):
         for crop in ("lesion", "breast", None):
-            with pytest.raises(UserError, match=r"^its lesion_box reaches beyond the image of 40 x 60 pixels$"):
+            with pytest.raises(UserError, match=r"^its lesion_box reaches beyond the image of 40 x 60 pixels:"):
                 reading.read_image(Path("film.png"), crop, box)
     for box, inside in (("30:20:12:10", "30:20:10:10"), ("20:50:5:12", "20:50:5:10")):
         images = [reading.read_image(Path("film.png"), "lesion", text)[0] for text in (box, inside)]
@@ -466,6 +488,14 @@ def save_as(mode, **options):
     return lambda path, image: Image.fromarray(image).convert(mode).save(path, **options)
 
 
+def write_tiff_without_polarity(path, image):
+    """A TIFF of one strip that lacks the tag PhotometricInterpretation."""
+    height, width = image.shape
+    tags = {256: width, 257: height, 258: 8, 259: 1, 273: 8 + 2 + 12 * 7 + 4, 278: height, 279: image.size}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + image.tobytes())
+
+
 BAD = {  # by the name of the file: how it is written, and its sentence
     "text.dcm": (lambda path, image: path.write_text("film"), "not a DICOM file, in spite of its name"),
     "dicom.png": (lambda path, image: write_dicom(path, image), "give it a name that ends in .dcm"),
@@ -487,6 +517,9 @@ BAD = {  # by the name of the file: how it is written, and its sentence
     **{f"clear {mode}.png": (save_as(mode, transparency=colour), "grey value or colour is transparent")
        for mode, colour in (("L", 9), ("I;16", 9), ("RGB", (9, 9, 9)))},
     "web.png": (save_as("L", format="WEBP"), "not a PNG, JPEG"),
+    "unseen.png": (lambda path, image: Image.new("LA", (40, 60), (9, 0)).save(path), "wholly transparent"),
+    "polarity.tif": (lambda path, image: write_tiff_without_polarity(path, image), "whether 0 is black or white"),
+    "empty.dcm": (lambda path, image: path.touch(), "an empty file"),
     **{f"half.{suffix}": (lambda path, image: cv2.imencode(path.suffix, image)[1][:-300].tofile(path), "cut off")
        for suffix in ("png", "jpg", "bmp")},
     **{f"{name}\n.png": (lambda path, image: path.write_text(""), "an empty file") for name in range(10)},

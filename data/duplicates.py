@@ -96,7 +96,7 @@ def find_pictures(fingerprints, threshold, pictures):
             first, second = fingerprints[batch]
             waves = np.stack([(first * second.conj()).sum(axis=1), (first * second).sum(axis=1)])
             shifted = np.fft.irfft(np.pad(waves, ((0, 0), (0, 0), (1, 0))), ANGLES) * ANGLES / 2
-            duplicates = batch[:, shifted.max(axis=(0, 2)) >= threshold]
+            duplicates = batch[:, np.abs(shifted).max(axis=(0, 2)) >= threshold]  # of negatives it is -1
             pictures = connect(pictures[duplicates], len(pictures))[pictures]
     return pictures
 

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import takewhile
@@ -21,7 +22,9 @@ from data.names import (ROUNDED, connect, find_companions, first_known, is_nobod
                         to_key, to_side, to_view)
 
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".bmp", ".dcm", ".dicom")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".bmp",
+                  ".dcm", ".dicom")
+HIDDEN = (".", "@eaDir", "#recycle", "$RECYCLE.BIN")  # starts of names: of systems, network drives and bins
 VALIDATION_WORDS = ("val", "valid", "validation")  # the first of them that is there counts
 COLUMNS = ["path", "label", "split", "patient_id", "lesion_box", "side", "view"]
 LESION_BOXES = r"(\d{1,6}:\d{1,6}:[1-9]\d{,5}:[1-9]\d{,5}(\|(?!$)|$))*"  # x:y:width:height, joined by |
@@ -82,7 +85,7 @@ def is_image(path):
 
 
 def list_files(folder, unlisted=None):
-    """All below a folder but what is hidden; links are not followed.
+    """All below a folder but what is HIDDEN; links are not followed.
 
     Folders that cannot be listed are added to `unlisted`, a list. Without one they raise OSError.
     """
@@ -95,7 +98,7 @@ def list_files(folder, unlisted=None):
         paths = []
 
     for path, is_folder in paths:
-        if path.name.startswith("."):
+        if path.name.startswith(HIDDEN):
             continue
         if is_folder:
             yield from list_files(path, unlisted)
@@ -200,12 +203,16 @@ def read_cells(file, required=("path", "label")):
 
     Comments, a line sep=;, empty rows and empty columns at the end do not count. The first row has the names.
     """
-    lines = list(io.StringIO(read_text(file), newline=""))
+    lines, comments = list(io.StringIO(read_text(file), newline="")), []
     for number, line in enumerate(lines):
         first = re.split(r"[,;\t|]", line)[0].strip(' "\r\n')
         is_comment = first.startswith("#") and not os.path.isfile(file.parent / first)
+        if is_comment:
+            comments.append(line.strip())
         if is_comment or first.lower() == "sep=":
             lines[number] = "\n"
+    if comments:
+        log.info("%d lines of %s start with # and are ignored: %s", len(comments), file.name, list_some(comments))
     separator = find_separator(next(filter(str.strip, lines), ""))
 
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
@@ -249,6 +256,13 @@ def suggest_labels(words):
                    if any(re.fullmatch(pattern, word.casefold()) for word in words))
 
 
+def spell_path(path, folder):
+    """A path of labels.csv with slashes, and accents as the file has them: Unicode writes them in two ways."""
+    path = Path(path.replace("\\", "/")).as_posix()
+    spellings = [path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)]
+    return next((spelling for spelling in spellings if os.path.isfile(folder / spelling)), path)
+
+
 def is_rounded(ids):
     """Whether a spreadsheet has rounded each id: by its form, or as all long numbers end in 0 after 15 digits."""
     numbers = ids[ids.str.fullmatch(r"\d{16,}")]
@@ -265,7 +279,7 @@ def read_labels(file):
             log.warning("to use these columns, %s", advice)
 
     table = table[[name for name in COLUMNS if name in table]].reindex(columns=COLUMNS, fill_value="")
-    table["path"] = [Path(path.replace("\\", "/")).as_posix() for path in table["path"]]
+    table["path"] = [spell_path(path, file.parent) for path in table["path"]]
     table[["label", "split"]] = table[["label", "split"]].apply(lambda column: column.str.lower())
     files = pd.Index([os.path.normpath(file.parent / path) for path in table["path"]])
     words = ("train", *VALIDATION_WORDS, "test") if table["split"].any() else ("",)
@@ -283,7 +297,11 @@ def read_labels(file):
     ):
         if not right.all():
             found = table[column][~right].unique()
-            advice = (suggest_labels(found) or " Write benign or malignant.") if column == "label" else ""
+            advice = ""
+            if column == "label":
+                advice = suggest_labels(found) or " Write benign or malignant."
+            elif "contradict" in problem:
+                advice = " Write one row for each image, with its lesion boxes joined by |."
             raise UserError(f"{file}: {(~right).sum()} {problem}: {list_some(found)}.{advice}")
 
     views = table["view"].map(lambda view: "" if is_nobody(view) else to_view(view) or view.upper())
@@ -322,6 +340,25 @@ def read_headers(paths, folder):
         rows = list(pool.map(read_header, [folder / path for path in paths[dicom]]))
     names = ["PatientID", "side", "view", "kind"]
     return pd.DataFrame(rows, dicom, names, dtype=str).reindex(paths.index, fill_value="")
+
+
+def tell_of_unlisted(films, folder):
+    """Log how many images in the folder of labels.csv have no row."""
+    listed = {os.path.normpath(folder / path) for path in films["path"]}
+    images = [path for path in list_files(folder, []) if path.suffix.lower() in IMAGE_SUFFIXES]
+    unlisted = sorted(path.relative_to(folder).as_posix() for path in images if str(path) not in listed)
+    if unlisted:
+        log.info("%d images have no row in labels.csv and are not used: %s", len(unlisted), list_some(unlisted))
+
+
+def check_labels(films, paths):
+    """Warn of films whose path names the other class, or no finding; paths: see drop_shared_folders."""
+    words = paths.str.lower()
+    other = films["label"].map(dict(zip(CLASSES, reversed(CLASSES), strict=True)))
+    contradict = [name in word for name, word in zip(other, words, strict=True)]
+    warn("images have the other class in their path, too: check their label", films["path"][contradict])
+    normal = words.str.contains(r"(?<![a-z])(?:normal|healthy)(?![a-z])")
+    warn(f"images are named normal or healthy, but {NORMAL}: check their label", films["path"][normal])
 
 
 def drop_what_has_no_image(films, headers):
@@ -379,9 +416,8 @@ def find_ids(ids, source):
 def find_sources(ids, paths, tags, texts):
     """Table of patients with a column for each source, the best first; missing where it does not know the patient.
 
-    ids: of labels.csv. paths: see drop_shared_folders. tags: PatientIDs. texts: see read_path. They are used only
-    if no other source knows the patient, or if the other sources give every film a different id. A text that very
-    many films share is ignored. So is such a PatientID, if another source knows the patient.
+    ids: of labels.csv. paths: see drop_shared_folders. tags: PatientIDs. texts: see read_path and choose_texts. A
+    text that very many films share is ignored. So is such a PatientID, if another source knows the patient.
     """
     limit = max(len(paths) / 10, MANY)
     sources = match_patients(paths).rename(columns="file name ({})".format)
@@ -395,11 +431,29 @@ def find_sources(ids, paths, tags, texts):
     sources["PatientID"] = tags.mask(common | sources[PUBLIC].notna(), None)
 
     of_images = sources.apply(count_equal).eq(1).all()
-    known = sources.loc[:, ~of_images].notna().any(axis=1)
-    texts = texts.mask(texts.eq("") | known, None)
-    counts = count_equal(texts)
-    sources[TEXT] = texts.mask(counts > limit, None) if counts.max() > 1 else None
+    texts = texts.mask(texts.eq("") | (count_equal(texts) > limit), None)
+    sources[TEXT] = choose_texts(texts, first_known(sources.loc[:, ~of_images]), paths)
     return sources
+
+
+def choose_texts(texts, patients, paths):
+    """The texts before side and view that join films, as a Series; missing where they join none.
+
+    Films of unknown patients with the same text are one patient. If the other films of the text have one patient,
+    it is this one. Films of known patients are not joined, but a warning names those whose text others have.
+
+    texts: missing where there is none, or one that very many films share. patients: missing where unknown.
+    """
+    keys, patients = (names.map(to_key, na_action="ignore") for names in (texts, patients))
+    several = patients.groupby(keys).transform("nunique").gt(1) & patients.notna()
+    if several.any():
+        log.warning("%d images have the text before side and view of an image of another patient, such as %s: if"
+                    " the ids are those of breasts, examinations or images, results look too good. Write ids of"
+                    " patients into labels.csv", several.sum(), list_some(sorted(paths[several])[:2]))
+
+    texts = texts.mask(several, None)
+    joins = count_equal(texts).gt(1) & patients.isna()
+    return texts if joins.any() else None
 
 
 def name_patients(films, sources):
@@ -449,6 +503,10 @@ def check_patients(films):
         log.warning("patient %r has %s images: if these are several patients, write patient_id into labels.csv",
                     patient, shares)
 
+    if len(films) > MANY and films["patient_id"].is_unique and films["patient_from"].ne("unknown").all():
+        log.warning("each of %d images has a patient of its own: if the ids are those of images, results look too"
+                    " good. Write ids of patients into labels.csv", len(films))
+
     guessed = films[films["patient_from"].eq(TEXT)]
     if len(guessed):
         patients = guessed.drop_duplicates("patient_id")
@@ -496,6 +554,8 @@ def find_images(folder):
             log.info("making synthetic mammograms")
             runpy.run_path(str(PHANTOMS / "prepare.py"))["make_phantoms"](PHANTOMS)
         films, ignored = (read_labels(file), []) if file.is_file() else read_folders(folder)
+        if file.is_file():
+            tell_of_unlisted(films, folder)
         companions = films["path"].isin(warn_of_companions(films["path"]))
         films = films[~companions].sort_values("path", ignore_index=True)
         films, headers = drop_what_has_no_image(films, read_headers(films["path"], folder))
@@ -518,6 +578,7 @@ def find_films(folder):
     """
     films, headers = find_images(folder)
     paths = drop_shared_folders(films["path"])
+    check_labels(films, paths)
     named = pd.DataFrame(map(read_path, paths), columns=["side", "view", "text"], dtype=str)
     films = name_sides(films, headers, named)
 

@@ -45,7 +45,11 @@ VIEWS = {  # the short names, and DICOM's meanings and codes of the two usual on
 SIDE, VIEW = "left|right|lt|rt|l|r", "xccl|xccm|xcc|cc|mlo|ml|lmo|lm"  # in names
 SIDE_OR_VIEW = re.compile(  # such as L, CC, LCC, RIGHT_, mlo2 or MLOR, but no part of another word
     rf"(?i)(?<![^\W_])(?=[a-z])({SIDE})?(?:({VIEW})\d?({SIDE})?)?(?![^\W_])")
-SORTED_BY = r"(?i)(benign|malignant).*|train|val|valid|validation|test|left|right|l|r|cc|mlo"  # folders
+SORTED_BY = (  # folders that sort by class, set, finding, side or view, and name no patient
+    r"(?i)(benign|malignant|bi-?rads).*|(train|val|test|cancer|mass|(micro)?calc|asym|arch|distort)[a-z _-]*"
+    "|left|right|l|r|cc|mlo")
+MONTH_AND_DAY = r"[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])"
+DATE = rf"(?<!\d)(19|20)\d\d{MONTH_AND_DAY}(?!\d)"  # of an examination, such as 20190301 or 2019-03-01
 
 
 def to_key(text):
@@ -78,8 +82,9 @@ def to_side(text):
 
 
 def to_view(text):
-    """The short name of a view, such as CC of cc, cranio-caudal or a code of DICOM, else ""."""
-    return VIEWS.get(re.sub(r"[\W_]+", "", text.casefold()), "")
+    """The short name of a view, such as CC of cc, LCC, cranio-caudal or a code of DICOM, else ""."""
+    word = re.sub(r"[\W_]+", "", text.casefold())
+    return VIEWS.get(re.sub(rf"^({SIDE})(?=(cc|mlo)$)", "", word), "")
 
 
 def connect(edges, count):
@@ -115,7 +120,8 @@ def match_patients(names):
 def read_path(path):
     """(side, view, text) of a path, each "" where not clear. Films of the same text may be one patient's.
 
-    The text is what stands before side and view, without folders that sort films by class, set, side or view.
+    The text is what stands before side and view, without folders of SORTED_BY. It is without a date, too, if
+    another number is left: a patient may come again.
     """
     if film := re.search(PATIENTS["mini-MIAS"], path, re.IGNORECASE):  # even numbers are left, and all are MLO
         return "right" if int(film[1]) % 2 else "left", "MLO", ""
@@ -135,7 +141,9 @@ def read_path(path):
                 view = "MLO"  # as its table has it
             kept = "".join([*folders, name])
             first = SIDE_OR_VIEW.search(kept, start)
-            return side, view, kept[: first.start()].rstrip(" _.-/") if first else ""
+            text = kept[: first.start()].strip(" _.-/") if first else ""
+            undated = re.sub(DATE, "", text).strip(" _.-/")
+            return side, view, undated if re.search(r"\d", undated) else text
 
     is_word = bool(letters & {"left", "right"})  # a letter alone may mean anything
     return side if is_word else "", view if view in ("CC", "MLO") else "", ""

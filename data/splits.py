@@ -227,11 +227,16 @@ def exclude_known(films, fingerprints, collection, source):
     films: with split "validation"; collection: its name; source: the folder of the run.
     """
     trained, prints, _ = read_trained(source, fingerprints.shape[1:])
+    hidden = films["patient_id"].str.startswith("dicom_").any()
+    if hidden and trained["patient_id"].str.startswith("dicom_").any():
+        log.warning("patients known from PatientID only cannot be compared with those of the training set: if the"
+                    " collections share patients, results look too good. Write patient_id into the labels.csv of"
+                    " both")
+
     films, seen = find_seen(films, fingerprints, collection, trained, prints)
     films = films.assign(fold="", tested_on="", trained_on="")
     films.loc[films["excluded"].ne(""), "split"] = "excluded"
     exclude(films, seen, "trained_on", TRAINED)
-
     named = films["trained_on"].ne("") & films["patient_id"].isin(trained["patient_id"])
     if named.any():
         log.warning("%d of the excluded images have a patient_id of the training set: if it means another patient"

@@ -287,6 +287,26 @@ def test_a_given_split_is_never_pooled_and_a_single_setting_compared_with_nothin
     assert not re.search("best minus|optimistic|Bonferroni", page.text)
 
 
+def test_the_test_set_is_the_same_whatever_fold_was_held_out(write_run, compare):
+    for name, fold, skill in (("vgg16", 0, 3.0), ("densenet121", 1, 0.0)):
+        folder = write_run(name, name, FOLD=fold, skill=skill)
+        source = write_run(f"{name} on the test set", name, skill=skill)
+        split = pd.read_csv(source / "split.csv", dtype=str)
+        tested = split["split"].eq("validation")
+        for place in (source, folder):
+            split.assign(split=np.where(tested, "test", "train")).to_csv(place / "split.csv", index=False)
+        edit_json(source / "metrics.json", side="test")
+        shutil.move(source, folder / "test")
+        predictions = pd.read_csv(folder / "predictions.csv", dtype=str)
+        predictions[["path", "label"]] = split.loc[~tested, ["path", "label"]].to_numpy()[: len(predictions)]
+        predictions.to_csv(folder / "predictions.csv", index=False)
+    page, _ = compare()
+    rows = next(table for table in page.tables if "test set" in table[0]["held out"])
+    assert [row["backbone"] for row in rows] == ["VGG16", "densenet121"]
+    assert rows[0]["held out"] == rows[1]["held out"]
+    assert any(answer.startswith("VGG16 is better than densenet121") for answer in page.answers)
+
+
 def test_models_that_were_validated_elsewhere_are_never_pooled(write_run, compare):
     """Not even two folds of one setting, whose five trainings are five models."""
     write_run("trained")

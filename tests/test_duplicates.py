@@ -54,6 +54,7 @@ COPIES = {
     "darker": lambda film: tone(film, lambda grey: 0.7 * grey),
     "of more contrast": lambda film: tone(film, lambda grey: 0.4 + 1.3 * (grey - 0.4)),
     "gamma 0.7": lambda film: tone(film, lambda grey: grey**0.7),
+    "negative": lambda film: 255 - film,
     "gamma 1.4": lambda film: tone(film, lambda grey: grey**1.4),
 }
 

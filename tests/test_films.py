@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +273,20 @@ def test_split_takes_the_words_that_folders_take(table_of, caplog, words, expect
     assert bool(excluded) == ("excluded" in caplog.text)
 
 
+def test_what_of_a_table_or_a_folder_is_not_used_is_logged(table_of, caplog):
+    table_of("path,label\n#e.png,benign\na.png,benign\n# no film\nb.png,malignant\n")
+    assert "2 lines of labels.csv start with # and are ignored: '#e.png,benign', '# no film'" in caplog.text
+    assert ("4 images have no row in labels.csv and are not used: '#d.png', 'deep/c.png', 'mdb003.png'"
+            in caplog.text)
+
+
+def test_accents_that_unicode_writes_in_two_ways_are_one_name(make):
+    composed, decomposed = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    folder = make(decomposed, "a.png")
+    write_labels(folder, [composed, "a.png"])
+    assert {*films.find_films(folder)["path"]} == {decomposed, "a.png"}
+
+
 def test_repeated_rows_are_logged(table_of, caplog):
     assert len(table_of("path,label\na.png,benign\nb.png,malignant\na.png,benign\n")) == 2
     assert "1 rows of labels.csv are excluded, as they are repeated: 'a.png'" in caplog.text
@@ -523,7 +538,10 @@ def test_a_patient_who_is_known_from_several_sources_is_one(patients_of):
     (["case {0}.RCC", "case {0}.RMLO (2)"], ["case {0}"]), (["{0}/L_CC", "{0}/RMLO"], ["{0}"]),
     (["CC/{0}_L_CC", "MLO/{0}_L_MLO"], ["{0}"]), (["{0}_CCL", "{0} MLOR"], ["{0}"]),
     (["{0}_lt_cc", "{0}_RT_MLO"], ["{0}"]), (["left/{0}_CC", "right/{0}_CC"], ["{0}"]),
-    (["{0}/img_L_CC", "{0}/img_R_CC"], ["{0}/img"]),
+    (["{0}/img_L_CC", "{0}/img_R_CC"], ["{0}/img"]), (["mass/{0}_L_CC", "Calc cases/{0}_R_CC"], ["{0}"]),
+    (["testing/{0}_L_CC", "training set/{0}_L_MLO"], ["{0}"]),
+    (["BI-RADS 4/{0}_L_CC", "birads5/{0}_R_CC"], ["{0}"]),
+    (["{0}_20190301_L_CC", "{0}-2021-12-24-L_CC", "2020.05.06 {0} R_CC"], ["{0}"]),
 ])
 def test_films_with_the_same_text_before_side_and_view_are_one_patient(make, caplog, paths, texts):
     names = {row: [f"{path.format(f'{row:04d}')}.png" for path in paths] for row in range(12)}
@@ -548,10 +566,42 @@ def test_names_that_tell_of_no_patient_are_unknown_and_the_warning_says_what_to_
 
 
 def test_the_text_counts_only_where_nothing_else_is_known(patients_of):
-    """Two films of a text whose patients labels.csv knows, and two of which it knows one."""
+    """Two films of a text whose patients labels.csv knows, three of which it knows one, and four of which two."""
     found = patients_of({"1_L_CC.png": "A", "1_R_CC.png": "B", "2_L_CC.png": "C", "2_R_CC.png": "",
-                         "2_L_MLO.png": ""})
-    assert group(found) == [["1_L_CC.png"], ["1_R_CC.png"], ["2_L_CC.png"], ["2_L_MLO.png", "2_R_CC.png"]]
+                         "2_L_MLO.png": "", "3_L_CC.png": "D", "3_R_CC.png": "E", "3_L_MLO.png": "",
+                         "3_R_MLO.png": ""})
+    assert group(found) == [["1_L_CC.png"], ["1_R_CC.png"], ["2_L_CC.png", "2_L_MLO.png", "2_R_CC.png"],
+                            ["3_L_CC.png"], ["3_L_MLO.png", "3_R_MLO.png"], ["3_R_CC.png"]]
+    assert found["2_L_MLO.png"] == "C"
+
+
+def test_a_date_alone_is_the_text(make):
+    names = [f"{CLASSES[row % 2]}/img_2019{row // 2 + 1:02d}01_{'LR'[row // 2 % 2]}_{('CC', 'MLO')[row % 2]}.png"
+             for row in range(12)]
+    assert films.find_films(make(*names))["patient_id"].nunique() == 6
+
+
+@pytest.mark.parametrize(("name", "patient", "warned"), [
+    ("{0}_{1}.png", "{0}", ""), ("{0}_{1}.png", "", ""), ("{0}_{1}.png", "{0} {2}", "have the text before side"),
+    ("{0}{2}{1}.png", "{0}{2}{1}", "each of 48 images has a patient of its own"),
+])
+def test_ids_that_may_be_those_of_breasts_or_images_are_named(make, caplog, name, patient, warned):
+    parts = [(f"{row:03d}", f"{side}_{view}", side)
+             for row in range(12) for side in "LR" for view in ("CC", "MLO")]
+    paths = [name.format(*part) for part in parts]
+    folder = make(*paths)
+    write_labels(folder, paths, [patient.format(*part) for part in parts])
+    films.find_films(folder)
+    found = [words for words in ("have the text before side", "has a patient of its own") if words in caplog.text]
+    assert len(found) == bool(warned) and warned in caplog.text
+
+
+def test_a_path_that_names_the_other_class_or_no_finding_is_named(make, caplog):
+    films.find_films(make("benign/1.png", "benign/malignant/2.png", "benign cases/Normal/3.png", "malignant/4.png",
+                          "Malignant/benign_5.png", "benign/abnormal/6.png"))
+    assert ("2 images have the other class in their path, too: check their label: 'Malignant/benign_5.png',"
+            " 'benign/malignant/2.png'") in caplog.text
+    assert "1 images are named normal or healthy" in caplog.text and "'benign cases/Normal/3.png'" in caplog.text
 
 
 # ---- DICOM -------------------------------------------------------------------------------------

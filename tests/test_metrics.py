@@ -424,4 +424,7 @@ def test_a_breast_is_the_mean_logit_of_its_views_and_a_patient_the_larger_breast
     assert alone["folds"] is None
     assert np.allclose(alone["probabilities"], probabilities)
     extreme = metrics.average_films([0, 1], [0.0, 1.0], [0, 0], None, ["", ""])
-    assert np.isfinite(extreme["probabilities"]).all()
+    assert extreme["probabilities"].tolist() == [0.5]
+    saturated = 1 - 10.0 ** -np.arange(5, 16)
+    alone = metrics.average_films([0] * 11, saturated, range(11), None, [""] * 11)
+    assert (np.diff(alone["probabilities"]) > 0).all(), "patients have the order of their only films"

@@ -18,7 +18,7 @@ from tiny import build_backbone, common, prepare
 from data import UserError, splits
 from data.duplicates import group_duplicates
 from data.films import TEXT, list_some
-from data.splits import FOLDS, check_folds, check_sides, check_unseen, list_seen, split_patients
+from data.splits import FOLDS, check_folds, check_sides, check_unseen, exclude_known, list_seen, split_patients
 
 
 def make_films(patients=60, malignant=0.4, mixed=0.0, seed=0):
@@ -329,6 +329,19 @@ def test_weights_that_have_not_seen_them_are_accepted(collection, write_run, cap
         elsewhere = films.assign(patient_from=source, patient_id=names, group=names)
         settings = write_run(elsewhere, prints, trained=range(8), name=f"run{number}")
         check_unseen(elsewhere, others, settings)
+
+
+@pytest.mark.parametrize(("source", "warned"), [("dicom_", True), ("patient ", False)])
+def test_patients_of_two_collections_that_only_dicom_knows_are_not_compared_which_is_said(
+        collection, write_run, caplog, source, warned):
+    films, prints = collection
+    ids = [f"{source}{row:05d}" for row in range(8)]
+    films = films.assign(patient_id=ids, patient_from="PatientID", excluded="")
+    folder = write_run(films, prints, trained=range(8)).WEIGHTS.parent
+    others = make_fingerprints(np.random.default_rng(1), 8)
+    found = exclude_known(films.assign(split="validation"), others, "elsewhere", folder)
+    assert found["split"].eq("validation").all() == warned
+    assert ("PatientID only cannot be compared" in caplog.text) == warned
 
 
 def test_what_the_weights_of_the_weights_were_trained_on_counts(collection, write_run, caplog):

@@ -93,14 +93,14 @@ def describe_films(split, settings, row, side):
             "section": f"{digests.sum()}, {dealt}, {given}, {side == 'test'}"}
 
 
-def read_held_out(file, split, row):
-    """The held-out films of a run, from predictions.csv; split, row: as in describe_films. Raises UserError."""
+def read_held_out(file, split, fold):
+    """The held-out films of a run, from predictions.csv, of a fold or "test set"; split: split.csv. UserError."""
     films, known = read_predictions(file), split.set_index("path")
     if not known.index.is_unique or films["path"].map(known["label"]).ne(films["label"]).any():
         raise UserError(f"{file} and split.csv contradict each other: {REMEDY}.")
 
     films["group"], films["malignant"] = films["path"].map(known["group"]), films["label"].map(CLASSES.index)
-    films["fold"] = films.get("fold", row["FOLD"])  # FOLD "all" has a column
+    films["fold"] = films.get("fold", fold)  # FOLD "all" has a column
     if films.groupby("fold")["malignant"].nunique().min() < 2:
         raise UserError(f"{file} has a fold without one of the classes: {REMEDY}.")
     if "logit" in films:  # which tells apart what is 1 in nine digits
@@ -127,7 +127,8 @@ def read_run(folder, place):
     row = {"run": folder.name, "side": results["side"]} | setting | describe_results(results)
     row["link"] = quote(os.fsencode(place.relative_to(folder.parent).as_posix()))
     row |= describe_films(split, settings, setting, results["side"])
-    films = read_held_out(place / "predictions.csv", split, setting)
+    fold = "test set" if results["side"] == "test" else setting["FOLD"]  # the same whatever FOLD is
+    films = read_held_out(place / "predictions.csv", split, fold)
     return row, films.assign(seed=constants["SEED"], threshold=constants["THRESHOLD"], run=row["link"])
 
 

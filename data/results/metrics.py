@@ -17,6 +17,7 @@ NAMES = ("accuracy", "precision", "recall", "f1", "specificity", "brier", "auc",
 TITLES = {name: name for name in NAMES} | {
     "recall": "recall (sensitivity)", "f1": "F1", "brier": "Brier score", "auc": "AUC",
     "average_precision": "average precision"}
+EPSILON = np.finfo(float).epsneg  # from 1 to the float below it: a probability that is closer has no logit
 GRID = np.linspace(0, 1, 101)  # false positive rates of ROC curves, recalls of precision-recall curves
 
 
@@ -338,7 +339,7 @@ def average_films(labels, probabilities, patients, folds, sides):
     A patient is malignant if one of the films is. sides: (N,), "left", "right" or "". Films of a patient without
     a known side count as one breast.
     """
-    films = pd.DataFrame({"label": labels, "logit": special.logit(np.clip(probabilities, 1e-7, 1 - 1e-7)),
+    films = pd.DataFrame({"label": labels, "logit": special.logit(np.clip(probabilities, EPSILON, 1 - EPSILON)),
                           "patient": patients, "side": sides, "fold": 0 if folds is None else folds})
     breasts = films.groupby(["patient", "side"]).agg({"label": "max", "logit": "mean", "fold": "first"})
     rows = breasts.groupby("patient").agg({"label": "max", "logit": "max", "fold": "first"})

@@ -48,8 +48,8 @@ SIDE_OR_VIEW = re.compile(  # such as L, CC, LCC, RIGHT_, mlo2 or MLOR, but no p
 SORTED_BY = (  # folders that sort by class, set, finding, side or view, and name no patient
     r"(?i)(benign|malignant|bi-?rads).*|(train|val|test|cancer|mass|(micro)?calc|asym|arch|distort)[a-z _-]*"
     "|left|right|l|r|cc|mlo")
-MONTH_AND_DAY = r"[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])"
-DATE = rf"(?<!\d)(19|20)\d\d{MONTH_AND_DAY}(?!\d)"  # of an examination, such as 20190301 or 2019-03-01
+DATE = (  # of an examination at the end of a text, such as 20190301 or 2019-03-01
+    r"[ _./-]+(19|20)\d\d[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])$")
 
 
 def to_key(text):
@@ -120,8 +120,8 @@ def match_patients(names):
 def read_path(path):
     """(side, view, text) of a path, each "" where not clear. Films of the same text may be one patient's.
 
-    The text is what stands before side and view, without folders of SORTED_BY. It is without a date, too, if
-    another number is left: a patient may come again.
+    The text is what stands before side and view, without folders of SORTED_BY. It is without a date at its end,
+    too, if another number is left: a patient may come again.
     """
     if film := re.search(PATIENTS["mini-MIAS"], path, re.IGNORECASE):  # even numbers are left, and all are MLO
         return "right" if int(film[1]) % 2 else "left", "MLO", ""
@@ -141,8 +141,8 @@ def read_path(path):
                 view = "MLO"  # as its table has it
             kept = "".join([*folders, name])
             first = SIDE_OR_VIEW.search(kept, start)
-            text = kept[: first.start()].strip(" _.-/") if first else ""
-            undated = re.sub(DATE, "", text).strip(" _.-/")
+            text = kept[: first.start()].rstrip(" _.-/") if first else ""
+            undated = re.sub(DATE, "", text)
             return side, view, undated if re.search(r"\d", undated) else text
 
     is_word = bool(letters & {"left", "right"})  # a letter alone may mean anything

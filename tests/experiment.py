@@ -8,6 +8,7 @@ outputs/example/experiment.png from it. The table has a row for each held-out ma
 "vgg16 0.5 2" has the logits of vgg16.py with UNFROZEN_FRACTION 0.5 and SEED 2, by the model of each fold that did
 not see the patient.
 """
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def train(network, share, seed):
                          WEIGHTS=WEIGHTS[network], OUTPUT_DIR=OUTPUT_DIR)
     predictions = pd.read_csv(folder / "predictions.csv")
     groups = pd.read_csv(folder / "split.csv", usecols=["path", "group"])
-    return predictions.merge(groups, on="path").sort_values("path", ignore_index=True)
+    found = predictions.merge(groups, on="path")
+    found["path"] = found["path"].map(os.path.basename)  # wherever the films lie
+    return found.sort_values("path", ignore_index=True)
 
 
 def train_missing(table):

@@ -541,7 +541,8 @@ def test_a_patient_who_is_known_from_several_sources_is_one(patients_of):
     (["{0}/img_L_CC", "{0}/img_R_CC"], ["{0}/img"]), (["mass/{0}_L_CC", "Calc cases/{0}_R_CC"], ["{0}"]),
     (["testing/{0}_L_CC", "training set/{0}_L_MLO"], ["{0}"]),
     (["BI-RADS 4/{0}_L_CC", "birads5/{0}_R_CC"], ["{0}"]),
-    (["{0}_20190301_L_CC", "{0}-2021-12-24-L_CC", "2020.05.06 {0} R_CC"], ["{0}"]),
+    (["{0}_20190301_L_CC", "{0}-2021-12-24-L_CC", "{0}/2020.05.06/R_CC"], ["{0}"]),
+    (["20190301_{0}_L_CC", "20190301_{0}_R_CC"], ["20190301_{0}"]),  # which may be a number of that day
 ])
 def test_films_with_the_same_text_before_side_and_view_are_one_patient(make, caplog, paths, texts):
     names = {row: [f"{path.format(f'{row:04d}')}.png" for path in paths] for row in range(12)}

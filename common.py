@@ -1011,7 +1011,7 @@ def match_boxes(lesion_boxes, paths):
 def predict(run, films, overlays=None, lesion_boxes=None):
     """A table of new films: path, probability (of malignancy), predicted, trained_on, reason.
 
-    trained_on: True, False or "unknown", see list_seen. reason: why a film cannot be read, else "".
+    trained_on: True, False or "unknown", see list_seen. reason: why a film has no probability, else "".
 
     run: see load_run; films: a file, a list of files, or a folder with all its images. They are read and cropped
     as in training. lesion_boxes: a dict by path or file name, or the path of a labels.csv; CROP = "lesion" needs
@@ -1031,6 +1031,8 @@ def predict(run, films, overlays=None, lesion_boxes=None):
         box = boxes.get(path, "")
         try:
             image, fingerprints, row = reading.read_film(path, constants["CROP"], box, depths)
+            if row["is_mask"]:
+                raise UserError("a mask in black and white, not a mammogram")
             kinds.add(row["container"])
             return image, fingerprints, "", reading.place_boxes(pd.Series(row | {"lesion_box": box}))
         except UserError as error:

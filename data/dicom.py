@@ -121,7 +121,8 @@ def lift_frame_tags(data):
             for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
                 for tags in (group.get(macro) or [])[:1]:
                     for element in tags:
-                        data.setdefault(element.tag, element)
+                        if element.tag not in data or data[element.tag].is_empty:
+                            data[element.tag] = element
 
 
 def open_dicom(path):

@@ -18,7 +18,7 @@ import pandas as pd
 
 from data import UserError, log, quote
 from data.dicom import import_pydicom, is_without_image, name_class
-from data.names import (ROUNDED, connect, find_companions, first_known, is_nobody, match_patients, read_path,
+from data.names import (DATE, ROUNDED, connect, find_companions, first_known, is_nobody, match_patients, read_path,
                         to_key, to_side, to_view)
 
 CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
@@ -344,9 +344,11 @@ def read_headers(paths, folder):
 
 def tell_of_unlisted(films, folder):
     """Log how many images in the folder of labels.csv have no row."""
-    listed = {os.path.normpath(folder / path) for path in films["path"]}
-    images = [path for path in list_files(folder, []) if path.suffix.lower() in IMAGE_SUFFIXES]
-    unlisted = sorted(path.relative_to(folder).as_posix() for path in images if str(path) not in listed)
+    listed = {os.path.realpath(folder / path) for path in films["path"]}
+    names = [path.relative_to(folder).as_posix() for path in list_files(folder, [])
+             if path.suffix.lower() in IMAGE_SUFFIXES]
+    unlisted = [name for name in names if os.path.realpath(folder / name) not in listed]
+    unlisted = sorted({*unlisted} - {*find_companions(names)})
     if unlisted:
         log.info("%d images have no row in labels.csv and are not used: %s", len(unlisted), list_some(unlisted))
 
@@ -354,10 +356,10 @@ def tell_of_unlisted(films, folder):
 def check_labels(films, paths):
     """Warn of films whose path names the other class, or no finding; paths: see drop_shared_folders."""
     words = paths.str.lower()
-    other = films["label"].map(dict(zip(CLASSES, reversed(CLASSES), strict=True)))
-    contradict = [name in word for name, word in zip(other, words, strict=True)]
-    warn("images have the other class in their path, too: check their label", films["path"][contradict])
-    normal = words.str.contains(r"(?<![a-z])(?:normal|healthy)(?![a-z])")
+    named = {label: words.str.contains(rf"(?<!non[-_ ])(?<!not[-_ ]){label}") for label in CLASSES}
+    other = named["malignant"].where(films["label"].eq("benign"), named["benign"])
+    warn("images have the other class in their path: check their label", films["path"][other])
+    normal = words.str.contains(r"(?:^|/)(?:normal|healthy)s?(?![a-z])")
     warn(f"images are named normal or healthy, but {NORMAL}: check their label", films["path"][normal])
 
 
@@ -413,11 +415,24 @@ def find_ids(ids, source):
     return known
 
 
+def drop_dates(texts):
+    """The texts (Series) of read_path that may name a patient; missing where there is none.
+
+    A date at the end does not count, unless too many films for a patient have the text without it. A text that
+    very many films share is missing: it names no patient.
+    """
+    undated = texts.str.replace(rf"[ _./-]+{DATE}$", "", regex=True)
+    too_many = count_equal(undated) > 4 * MANY
+    texts = undated.mask(too_many | ~undated.str.contains(r"\d"), texts)
+    return texts.mask(texts.eq("") | (count_equal(texts) > max(len(texts) / 10, MANY)), None)
+
+
 def find_sources(ids, paths, tags, texts):
     """Table of patients with a column for each source, the best first; missing where it does not know the patient.
 
-    ids: of labels.csv. paths: see drop_shared_folders. tags: PatientIDs. texts: see read_path and choose_texts. A
-    text that very many films share is ignored. So is such a PatientID, if another source knows the patient.
+    ids: of labels.csv. paths: see drop_shared_folders. tags: PatientIDs. texts: see drop_dates. They are used only
+    if no other source knows the patient, or if the other sources give every film a different id. A PatientID that
+    very many films share is ignored, if another source knows the patient.
     """
     limit = max(len(paths) / 10, MANY)
     sources = match_patients(paths).rename(columns="file name ({})".format)
@@ -431,29 +446,10 @@ def find_sources(ids, paths, tags, texts):
     sources["PatientID"] = tags.mask(common | sources[PUBLIC].notna(), None)
 
     of_images = sources.apply(count_equal).eq(1).all()
-    texts = texts.mask(texts.eq("") | (count_equal(texts) > limit), None)
-    sources[TEXT] = choose_texts(texts, first_known(sources.loc[:, ~of_images]), paths)
+    known = sources.loc[:, ~of_images].notna().any(axis=1)
+    texts = texts.mask(known, None)
+    sources[TEXT] = texts if count_equal(texts).max() > 1 else None
     return sources
-
-
-def choose_texts(texts, patients, paths):
-    """The texts before side and view that join films, as a Series; missing where they join none.
-
-    Films of unknown patients with the same text are one patient. If the other films of the text have one patient,
-    it is this one. Films of known patients are not joined, but a warning names those whose text others have.
-
-    texts: missing where there is none, or one that very many films share. patients: missing where unknown.
-    """
-    keys, patients = (names.map(to_key, na_action="ignore") for names in (texts, patients))
-    several = patients.groupby(keys).transform("nunique").gt(1) & patients.notna()
-    if several.any():
-        log.warning("%d images have the text before side and view of an image of another patient, such as %s: if"
-                    " the ids are those of breasts, examinations or images, results look too good. Write ids of"
-                    " patients into labels.csv", several.sum(), list_some(sorted(paths[several])[:2]))
-
-    texts = texts.mask(several, None)
-    joins = count_equal(texts).gt(1) & patients.isna()
-    return texts if joins.any() else None
 
 
 def name_patients(films, sources):
@@ -474,6 +470,31 @@ def name_patients(films, sources):
     names[hidden] = [f"dicom_{number:05d}" for number in range(1, hidden.sum() + 1)]
     origins = sources.assign(unknown="").notna().idxmax(axis=1).replace(PUBLIC, "PatientID")
     return films.assign(patient_id=pd.Series(groups).map(names).fillna(films["path"]), patient_from=origins)
+
+
+def fill_gaps(films, texts):
+    """films in which those of unknown patients have the one patient whom the other films of their text have.
+
+    Warns where films of a text have several patients, whose ids may be those of breasts or images. texts: see
+    drop_dates.
+    """
+    known = ~films["patient_from"].isin(["unknown", TEXT])
+    columns = ["patient_id", "patient_from"]
+    others = films[columns].where(known).groupby(texts.map(to_key, na_action="ignore"))
+    numbers = others["patient_id"].transform("nunique")
+    gaps = ~known & numbers.eq(1)
+    if gaps.any():
+        log.info("%d images of unknown patients have the text before side and view of other images, and their"
+                 " patient: %s", gaps.sum(), list_some(films["path"][gaps].tolist()))
+        films = films.assign(**films[columns].mask(gaps, others.transform("first")))
+
+    several = films[known & numbers.gt(1) & ~texts.str.fullmatch(DATE).eq(True)]
+    if len(several):
+        first = several[texts[several.index] == texts[several.index[0]]].drop_duplicates("patient_id")
+        log.warning("%d images have the same text before side and view as an image of another patient, such as %s:"
+                    " if the ids are those of breasts, examinations or images, results look too good. Write ids of"
+                    " patients into labels.csv", len(several), list_some(first["path"].tolist()[:2]))
+    return films
 
 
 def compare_sources(films, ids, sources):
@@ -583,8 +604,9 @@ def find_films(folder):
     films = name_sides(films, headers, named)
 
     ids, tags = find_ids(films["patient_id"], "patient_id"), find_ids(headers["PatientID"], "PatientID")
-    sources = find_sources(ids, paths, tags, named["text"])
-    films = name_patients(films, sources)
+    texts = drop_dates(named["text"])
+    sources = find_sources(ids, paths, tags, texts)
+    films = fill_gaps(name_patients(films, sources), texts)
     compare_sources(films, ids, sources)
     origins = ", ".join(f"{source} ({count})" for source, count in films["patient_from"].value_counts().items())
     log.info("%d images of %d patients, known from %s", len(films), films["patient_id"].nunique(), origins)

@@ -45,11 +45,13 @@ VIEWS = {  # the short names, and DICOM's meanings and codes of the two usual on
 SIDE, VIEW = "left|right|lt|rt|l|r", "xccl|xccm|xcc|cc|mlo|ml|lmo|lm"  # in names
 SIDE_OR_VIEW = re.compile(  # such as L, CC, LCC, RIGHT_, mlo2 or MLOR, but no part of another word
     rf"(?i)(?<![^\W_])(?=[a-z])({SIDE})?(?:({VIEW})\d?({SIDE})?)?(?![^\W_])")
-SORTED_BY = (  # folders that sort by class, set, finding, side or view, and name no patient
-    r"(?i)(benign|malignant|bi-?rads).*|(train|val|test|cancer|mass|(micro)?calc|asym|arch|distort)[a-z _-]*"
+SORTING = (  # words in names of folders that sort by set or finding
+    "train(ing)?|val(id(ation)?)?|test(ing)?|cancers?|mass(es)?|(micro)?calc(ification)?s?|asymmetr(y|ies)"
+    "|arch(itectural)?|distortions?")
+SORTED_BY = (  # folders that name no patient
+    rf"(?i)(benign|malignant|bi-?rads).*|({SORTING})([ _-]+({SORTING}|sets?|data|images?|cases?|full))*"
     "|left|right|l|r|cc|mlo")
-DATE = (  # of an examination at the end of a text, such as 20190301 or 2019-03-01
-    r"[ _./-]+(19|20)\d\d[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])$")
+DATE = r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"  # such as 20190301 or 2019-03-01
 
 
 def to_key(text):
@@ -120,8 +122,7 @@ def match_patients(names):
 def read_path(path):
     """(side, view, text) of a path, each "" where not clear. Films of the same text may be one patient's.
 
-    The text is what stands before side and view, without folders of SORTED_BY. It is without a date at its end,
-    too, if another number is left: a patient may come again.
+    The text is what stands before side and view, without folders of SORTED_BY.
     """
     if film := re.search(PATIENTS["mini-MIAS"], path, re.IGNORECASE):  # even numbers are left, and all are MLO
         return "right" if int(film[1]) % 2 else "left", "MLO", ""
@@ -141,9 +142,7 @@ def read_path(path):
                 view = "MLO"  # as its table has it
             kept = "".join([*folders, name])
             first = SIDE_OR_VIEW.search(kept, start)
-            text = kept[: first.start()].rstrip(" _.-/") if first else ""
-            undated = re.sub(DATE, "", text)
-            return side, view, undated if re.search(r"\d", undated) else text
+            return side, view, kept[: first.start()].rstrip(" _.-/") if first else ""
 
     is_word = bool(letters & {"left", "right"})  # a letter alone may mean anything
     return side if is_word else "", view if view in ("CC", "MLO") else "", ""

@@ -33,7 +33,7 @@ SURROUNDINGS = 0.5  # of a lesion, each way, as a share of its longer side
 BLANK = 2  # grey levels of 256 by which the pixels of a blank film may differ
 UNCROPPED = 0.9  # share of a film: if CROP keeps more, it found no background
 BRIGHT = 0.2  # brightness of the background, as a share of the white of the film: real films have 0.12 or less
-WHITE = 0.2  # share of a film that is white: more in negatives, less in tissue
+WHITE = 0.15  # share of a film that is white: at most 0.10 of real films, 0.16 or more of their negatives
 BOX_INSIDE = 0.1  # share of a lesion box that has to be breast: of mini-MIAS 0 in two films, above 0.5 in others
 UNEXPLAINED = 0.02  # share of variance off black and white: below 0.01 in masks, above 0.04 in lesion crops
 DECIDING = 0.1  # share of the films of a container that decides its bit depth
@@ -365,8 +365,7 @@ def is_mask(grey, depth=16):
     sample = grey[::step, ::step].clip(max=2**depth - 1).astype(np.float32)
     white = sample.max()
     distance = np.minimum(sample, white - sample)
-    variance = sample.var()
-    return bool(variance > 0 and sample.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * variance)
+    return bool(sample.min() <= 0.1 * white and np.mean(distance**2) <= UNEXPLAINED * sample.var())
 
 
 @contextlib.contextmanager
@@ -428,8 +427,8 @@ def read_native(path, crop, lesion_box):
                         " has to be x:y:width:height, not two corners")
 
     whole = image = cv2.resize(grey, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
-    black_and_white = is_mask(grey, row["depth"])  # a mask of 0 and 1 looks blank
-    if np.ptp(to_bytes(whole, row["depth"])) <= BLANK and not black_and_white:
+    shows_mask = is_mask(grey, row["depth"]) and bool(np.ptp(whole) > grey.max() / 2)
+    if np.ptp(to_bytes(whole, row["depth"])) <= BLANK and not shows_mask:  # a mask of 0 and 1 looks blank
         window = " in the window of its header" if "window" in row["container"] else ""
         raise UserError(f"a blank image: all its pixels are equal, or nearly so{window}")
 
@@ -440,11 +439,11 @@ def read_native(path, crop, lesion_box):
     elif crop == "lesion" and lesion_box:
         corners = np.minimum(np.concatenate([starts, ends - 1]), (width - 1, height - 1))
         image, box = crop_film(grey, corners.astype(np.int32), SURROUNDINGS)
-    if image.min() == image.max() and not black_and_white:
+    if image.min() == image.max() and not shows_mask:
         raise UserError("all pixels that CROP keeps are equal")
 
     fingerprints = duplicates.take_fingerprints(whole, grey.shape)
-    found = {"film_width": width, "film_height": height, "is_mask": black_and_white,
+    found = {"film_width": width, "film_height": height, "is_mask": shows_mask,
              "is_uncropped": crop == "breast" and has_bright_background(grey, breast),
              "is_white": crop != "breast" and has_white_background(grey, row["depth"]),
              "box_outside": bool(lesion_box) and has_box_outside(boxes, breast),
@@ -527,6 +526,8 @@ def share_depths(films, known):
             tell_of_shallow(part, container, groups[0][0])
             continue
 
+        for depth, group in groups:
+            tell_of_shallow(group, container, depth)
         counts = [f"{len(group)} ({describe_classes(group)}) by {depth} bits" for depth, group in groups]
         log.warning("%s mammograms have several bit depths, which may tell the classes apart: scaled are %s",
                     container, ", ".join(counts))
@@ -542,7 +543,8 @@ def tell_of_films(films):
         ("is_white", "are white to a large part: they may be negatives, or have a white border"),
         ("box_outside", "have a lesion_box that lies outside of the breast"),
     ):
-        warn(f"of {len(films)} mammograms {sentence}", films["path"][films[column]])
+        told = films[column] if column == "is_mask" else films[column] & ~films["is_mask"]
+        warn(f"of {len(films)} mammograms {sentence}", films["path"][told])
 
 
 def read_films(films, folder, crop, output_dir, known=None):

@@ -334,9 +334,15 @@ def test_the_window_of_an_enhanced_object_of_one_frame_counts(groups):
         setattr(voi, tag, value)
     values.RescaleSlope, values.RescaleIntercept = 2, -1000
     group.FrameVOILUTSequence, group.PixelValueTransformationSequence = [voi], [values]
-    kind = pydicom.uid.BreastTomosynthesisImageStorage
-    write_dicom("film.dcm", RAMP, SOPClassUID=kind, NumberOfFrames=1, **{groups: [group]})
+    tags = {"SOPClassUID": pydicom.uid.BreastTomosynthesisImageStorage, "NumberOfFrames": 1, "WindowCenter": None}
+    write_dicom("film.dcm", RAMP, **tags, **{groups: [group]})
     assert np.array_equal(read(), expected)
+    if groups.startswith("PerFrame"):  # which goes before what all frames share
+        other, shared = pydicom.Dataset(), pydicom.Dataset()
+        other.WindowCenter, other.WindowWidth = 9, 9
+        shared.FrameVOILUTSequence = [other]
+        write_dicom("film.dcm", RAMP, SharedFunctionalGroupsSequence=[shared], **tags, **{groups: [group]})
+        assert np.array_equal(read(), expected)
 
 
 # ---- pixels that are missing, too many or compressed wrongly -----------------------------------

@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, as_nobody, write_dicom
 
 import data
-from data import UserError, films
+from data import UserError, films, names
 
 CLASSES = ("benign", "malignant")
 
@@ -281,10 +281,10 @@ def test_what_of_a_table_or_a_folder_is_not_used_is_logged(table_of, caplog):
 
 
 def test_accents_that_unicode_writes_in_two_ways_are_one_name(make):
-    composed, decomposed = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
-    folder = make(decomposed, "a.png")
-    write_labels(folder, [composed, "a.png"])
-    assert {*films.find_films(folder)["path"]} == {decomposed, "a.png"}
+    names = [unicodedata.normalize(form, letter + ".png") for form, letter in (("NFC", "é"), ("NFD", "ü"))]
+    folder = make(*names)
+    write_labels(folder, [unicodedata.normalize("NFD", names[0]), unicodedata.normalize("NFC", names[1])])
+    assert {*films.find_films(folder)["path"]} == {*names}
 
 
 def test_repeated_rows_are_logged(table_of, caplog):
@@ -542,6 +542,8 @@ def test_a_patient_who_is_known_from_several_sources_is_one(patients_of):
     (["testing/{0}_L_CC", "training set/{0}_L_MLO"], ["{0}"]),
     (["BI-RADS 4/{0}_L_CC", "birads5/{0}_R_CC"], ["{0}"]),
     (["{0}_20190301_L_CC", "{0}-2021-12-24-L_CC", "{0}/2020.05.06/R_CC"], ["{0}"]),
+    (["Massimo {0}/L_CC", "Massimo {0}/R_CC"], ["Massimo {0}"]),
+    (["architectural distortion/{0}_L_CC", "{0}_L_MLO"], ["{0}"]),
     (["20190301_{0}_L_CC", "20190301_{0}_R_CC"], ["20190301_{0}"]),  # which may be a number of that day
 ])
 def test_films_with_the_same_text_before_side_and_view_are_one_patient(make, caplog, paths, texts):
@@ -582,8 +584,31 @@ def test_a_date_alone_is_the_text(make):
     assert films.find_films(make(*names))["patient_id"].nunique() == 6
 
 
+def test_a_date_counts_where_the_text_without_it_has_too_many_films_for_a_patient(make):
+    names = [f"{CLASSES[day % 2]}/site{day // 20}/201901{day % 20 + 11}/{side}_{view}.png"
+             for day in range(100) for side in "LR" for view in ("CC", "MLO")]
+    table = films.find_films(make(*names))
+    assert table.groupby("patient_id").size().eq(4).all()
+
+
+def test_a_film_without_id_has_the_patient_of_the_others_of_its_text(make, caplog, dicoms_of):
+    """Whatever source knows them; the PatientID stays hidden."""
+    folder = make("labels.csv")
+    paths = [f"{row:02d}_{side}_CC.dcm" for row in range(12) for side in "LR"]
+    for number, path in enumerate(paths):
+        tags = {"PatientID": "" if number == 5 else f"HOSPITAL-{number // 2}"}
+        write_dicom(folder / path, np.zeros((8, 8), np.uint8), **tags)
+    write_labels(folder, paths, ["case0"] + [""] * 23)
+    table = films.find_films(folder)
+    assert table["patient_id"].tolist() == ["case0"] * 2 + [f"dicom_{row // 2:05d}" for row in range(2, 24)]
+    assert table["patient_from"].tolist() == ["labels.csv"] + ["PatientID"] * 23
+    assert "1 images of unknown patients have the text before side and view of other images" in caplog.text
+    assert "of another patient" not in caplog.text
+
+
 @pytest.mark.parametrize(("name", "patient", "warned"), [
-    ("{0}_{1}.png", "{0}", ""), ("{0}_{1}.png", "", ""), ("{0}_{1}.png", "{0} {2}", "have the text before side"),
+    ("{0}_{1}.png", "{0}", ""), ("{0}_{1}.png", "", ""),
+    ("{0}_{1}.png", "{0} {2}", "have the same text before side"),
     ("{0}{2}{1}.png", "{0}{2}{1}", "each of 48 images has a patient of its own"),
 ])
 def test_ids_that_may_be_those_of_breasts_or_images_are_named(make, caplog, name, patient, warned):
@@ -593,16 +618,31 @@ def test_ids_that_may_be_those_of_breasts_or_images_are_named(make, caplog, name
     folder = make(*paths)
     write_labels(folder, paths, [patient.format(*part) for part in parts])
     films.find_films(folder)
-    found = [words for words in ("have the text before side", "has a patient of its own") if words in caplog.text]
-    assert len(found) == bool(warned) and warned in caplog.text
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(messages) == bool(warned) and warned in "".join(messages)
+
+
+@pytest.mark.parametrize(("text", "view"), [
+    ("LCC", "CC"), ("R-MLO", "MLO"), ("left cc", "CC"), ("LMO", "LMO"), ("LM", "LM"), ("ML", "ML"), ("LLL", ""),
+])
+def test_a_view_may_be_written_with_its_side(text, view):
+    assert names.to_view(text) == view
+
+
+def test_thumbnails_and_bins_of_drives_are_no_films(make):
+    table = films.find_films(make("benign/1.jfif", "malignant/2.JPE", "benign/@eaDir/1.jfif/SYNOPHOTO_THUMB_M.jpg",
+                                  "malignant/#recycle/3.png", "malignant/$RECYCLE.BIN/4.png", "benign/.5.png"))
+    assert table["path"].tolist() == ["benign/1.jfif", "malignant/2.JPE"]
 
 
 def test_a_path_that_names_the_other_class_or_no_finding_is_named(make, caplog):
     films.find_films(make("benign/1.png", "benign/malignant/2.png", "benign cases/Normal/3.png", "malignant/4.png",
-                          "Malignant/benign_5.png", "benign/abnormal/6.png"))
-    assert ("2 images have the other class in their path, too: check their label: 'Malignant/benign_5.png',"
-            " 'benign/malignant/2.png'") in caplog.text
-    assert "1 images are named normal or healthy" in caplog.text and "'benign cases/Normal/3.png'" in caplog.text
+                          "Malignant/benign_5.png", "benign/abnormal/6.png", "benign/non-malignant/7.png",
+                          "malignant/normals/8.png"))
+    assert ("2 images have the other class in their path: check their label: 'Malignant/benign_5.png',"
+            " 'benign/malignant/2.png'\n") in caplog.text
+    assert "2 images are named normal or healthy" in caplog.text
+    assert "'benign cases/Normal/3.png', 'malignant/normals/8.png'\n" in caplog.text
 
 
 # ---- DICOM -------------------------------------------------------------------------------------

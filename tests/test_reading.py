@@ -384,17 +384,21 @@ def test_masks_grey_backgrounds_and_boxes_in_the_black_are_named(caplog):
 def test_a_mask_of_0_and_1_is_a_mask_and_not_blank(film):
     film("films/film.png")
     save("films/mask.png", (np.hypot(*np.mgrid[-30:30, -20:20]) < 9).astype(np.uint8))
-    for crop in ("breast", None):
-        films, _, _ = read(crop)
+    for crop in ("breast", "lesion", None):
+        films, _, _ = read(crop, {"film.png": "5:5:9:9", "mask.png": "0:0:2:2"})
         assert films["excluded"].tolist() == ["", "a mask"]
+    noise = np.random.default_rng(0).random((1600, 1200)) < 0.01
+    with pytest.raises(UserError, match="^a blank image"):
+        reading.read_image(save("noise.png", noise.astype(np.uint8)))
 
 
 def test_films_of_two_scanners_in_one_container_are_named(caplog):
     """Of 14 bits, a third of which use 12: their white would be grey."""
     for number in range(12):
         save(f"films/{number:02d}.png", TISSUE if number < 4 else TISSUE * 4)
+    save("films/tail.png", TISSUE * 16)
     films, _, _ = read()
-    assert films["depth"].tolist() == [14] * 12
+    assert films["depth"].tolist() == [14] * 12 + [16]
     assert ("4 of 12 16 bit PNG mammograms (2 benign, 2 malignant) use 12 bits or fewer, but are scaled by 14"
             in caplog.text)
 

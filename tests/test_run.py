@@ -632,12 +632,14 @@ def test_predict_says_of_each_path_why_it_has_no_probability(film, tmp_path):
         (tmp_path / "film.png").rename(tmp_path / name)
     (tmp_path / "link.png").symlink_to("nowhere.png")
     (tmp_path / "folder.png").mkdir()
-    wrong = ["missing.png", "folder.png", "link.png", "x" * 5000, "a\0b.png", os.devnull, tmp_path]
+    assert common.cv2.imwrite(str(tmp_path / "mask.png"), np.kron([[0, 255], [0, 0]], np.ones((40, 40))))
+    wrong = ["missing.png", "folder.png", "link.png", "x" * 5000, "a\0b.png", os.devnull, tmp_path, "mask.png"]
     paths = [tmp_path / name for name in [*names, names[0], *wrong]]
     table = common.predict(finish_run()[1], paths, overlays=tmp_path / "overlays")
     assert table["path"].tolist() == list(map(str, paths))
     assert table["probability"].notna().tolist() == [True] * 5 + [False] * len(wrong)
     assert table["reason"].ne("").tolist() == [False] * 5 + [True] * len(wrong)
+    assert table["reason"].iloc[-1] == "a mask in black and white, not a mammogram"
     written = sorted(path.name for path in (tmp_path / "overlays").iterdir())
     assert [name[:6] for name in written] == [f"{number:05d}_" for number in range(5)]
     assert written[0] == f"00000_{'乳' * 33}.png"

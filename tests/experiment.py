@@ -81,6 +81,19 @@ def measure(table):
     return pd.DataFrame(rows)
 
 
+def compare_shares(table, rows):
+    """Print the AUC of each network's best share minus that of its other shares, with Bonferroni intervals."""
+    malignant, patients, folds = table["label"].eq("malignant").to_numpy(int), table["group"], table["fold"]
+    for network, part in rows.groupby("network"):
+        best = part.loc[part["auc"].idxmax(), "share"]
+        others = [share for share in part["share"] if share != best]
+        for share in others:
+            scores = [expit(table.filter(regex=f"^{network} {one:g} ").to_numpy().T) for one in (best, share)]
+            difference, low, high = metrics.compare_aucs(malignant, *scores, patients, folds,
+                                                         confidence=1 - 0.05 / len(others))
+            print(f"{NAMES[network]}: {best:.0%} minus {share:.0%}: {difference:+.3f} [{low:.3f}, {high:.3f}]")
+
+
 def draw(table, rows):
     """AUC over the share of trainable layers: intervals, single trainings, and the file properties alone."""
     malignant = table["label"].eq("malignant").to_numpy(int)
@@ -101,7 +114,7 @@ def draw(table, rows):
             axes.plot([place + 0.06] * len(row.each), row.each, ".", color=color, ms=5)
         axes.plot(places, part["auc"], marker, color=color, ms=8, label=f"{NAMES[network]}, mean of the trainings")
 
-    axes.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
+    axes.set_xticks(range(len(SHARES)), [f"{100 * share:g} %" for share in SHARES])
     axes.set(xlabel="trainable layers of the backbone (0 %: the head alone)", ylabel="AUC", ylim=(0.3, 1))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="upper center", ncols=2, fontsize=8)
@@ -115,6 +128,7 @@ def main():
     table = train_missing(pd.read_csv(TABLE) if TABLE.exists() else None)
     rows = measure(table)
     print(rows.to_string(float_format="{:.3f}".format))
+    compare_shares(table, rows)
     draw(table, rows)
 
 

@@ -388,7 +388,7 @@ def test_a_mask_of_0_and_1_is_a_mask_and_not_blank(film):
         films, _, _ = read(crop, {"film.png": "5:5:9:9", "mask.png": "0:0:2:2"})
         assert films["excluded"].tolist() == ["", "a mask"]
     noise = np.random.default_rng(0).random((1600, 1200)) < 0.01
-    with pytest.raises(UserError, match="^a blank image"):
+    with pytest.raises(UserError, match=r"^a blank image"):
         reading.read_image(save("noise.png", noise.astype(np.uint8)))
 
 

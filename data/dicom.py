@@ -299,7 +299,7 @@ def check_stream(frame, pixels):
         contradict(f"{pixels.stored} bits a pixel", stream.precision)
     tiles = set(re.findall(TILE_START, frame, re.DOTALL))
     if STREAM_END not in frame.rstrip(b"\0")[-TAIL:] or len(tiles) < stream.tiles:
-        raise UserError("its compressed image ends too early: it was cut off when it was copied")
+        raise UserError("its compressed image ends too early: it may have been cut off when it was copied")
     return stream
 
 

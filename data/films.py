@@ -29,7 +29,7 @@ VALIDATION_WORDS = ("val", "valid", "validation")  # the first of them that is t
 COLUMNS = ["path", "label", "split", "patient_id", "lesion_box", "side", "view"]
 LESION_BOXES = r"(\d{1,6}:\d{1,6}:[1-9]\d{,5}:[1-9]\d{,5}(\|(?!$)|$))*"  # x:y:width:height, joined by |
 PHANTOMS = Path(__file__).resolve().parent / "phantoms"
-LAYOUTS = ("DATA_DIR needs benign/ and malignant/, or train/ and val/ or test/ with these, or labels.csv:"
+LAYOUTS = ("DATA_DIR needs labels.csv, or benign/ and malignant/, alone or in train/, val/ and test/:"
            " data/README.md")
 SAVE_AS = 'save it as labels.csv (in Excel: "CSV UTF-8")'
 OTHER_TABLES = r".*\.(csv|xls[xm]?|ods|tsv)|label.*\.txt"  # files that may be meant to be labels.csv
@@ -41,7 +41,7 @@ COLUMN_WORDS = {  # how other tables call a column
     "side": r"laterality|left or right",
     "view": r"(view|image)[\W_]*(position|view)",
 }
-NORMAL = "normal is not benign, as both classes show a finding"
+NORMAL = "normal is not benign, as benign mammograms show a finding, too"
 HINTS = {  # what to write where a label or a folder has another name
     r"(normal|healthy).*": f"{NORMAL}: remove images without a finding",
     r"-?[01]([.,]0)?|[+-]|t|f|y|n|true|false|yes|no|pos(itive)?|neg(ative)?":
@@ -441,8 +441,8 @@ def find_sources(ids, paths, tags, texts):
 
     common = count_equal(tags).gt(limit) & sources.notna().any(axis=1)
     if common.any():
-        log.warning("%d images share their PatientID with more than %d others: it joins none of them",
-                    common.sum(), limit)
+        log.warning("%d images have a PatientID that more than %d images share: it is ignored", common.sum(),
+                    limit)
     sources["PatientID"] = tags.mask(common | sources[PUBLIC].notna(), None)
 
     of_images = sources.apply(count_equal).eq(1).all()
@@ -484,8 +484,8 @@ def fill_gaps(films, texts):
     numbers = others["patient_id"].transform("nunique")
     gaps = ~known & numbers.eq(1)
     if gaps.any():
-        log.info("%d images of unknown patients have the text before side and view of other images, and their"
-                 " patient: %s", gaps.sum(), list_some(films["path"][gaps].tolist()))
+        log.info("%d images of unknown patients have the same text before side and view as images of one patient,"
+                 " and count as this patient: %s", gaps.sum(), list_some(films["path"][gaps].tolist()))
         films = films.assign(**films[columns].mask(gaps, others.transform("first")))
 
     several = films[known & numbers.gt(1) & ~texts.str.fullmatch(DATE).eq(True)]

@@ -506,8 +506,8 @@ def tell_of_shallow(films, container, depth):
     """Warn where many films of a container use a quarter of the grey scale or less; depth: bits of that scale."""
     shallow = films[films["depth"] <= depth - 2]
     if len(shallow) >= SHALLOW * len(films):
-        log.warning("%d of %d %s mammograms (%s) use %d bits or fewer, but are scaled by %d: if they come from"
-                    " another scanner, they are too dark", len(shallow), len(films), container,
+        log.warning("%d of %d %s mammograms (%s) use at most %d bits, but are scaled as %d bits: if they come"
+                    " from another scanner, they are too dark", len(shallow), len(films), container,
                     describe_classes(shallow), shallow["depth"].max(), depth)
 
 
@@ -539,8 +539,8 @@ def tell_of_films(films):
     for column, sentence in (
         ("is_mask", "are excluded, since they are masks in black and white"),
         ("is_uncropped", "have a background that is not black: CROP may keep it or lose the breast, or they may be"
-                         " negatives"),
-        ("is_white", "are white to a large part: they may be negatives, or have a white border"),
+                         " inverted"),
+        ("is_white", "are largely white: they may be inverted, or have a white border"),
         ("box_outside", "have a lesion_box that lies outside of the breast"),
     ):
         told = films[column] if column == "is_mask" else films[column] & ~films["is_mask"]

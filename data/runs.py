@@ -73,7 +73,7 @@ def explain_damage(file):
     if not os.path.isfile(file):  # a pipe would never end
         raise UserError(f"{file} is missing, or is no file: {REMEDY}.")
     if not os.access(file, os.R_OK):
-        raise UserError(f"{file} may not be read: get the right to.")
+        raise UserError(f"{file} may not be read: get the right to read it.")
     try:
         yield
     except Exception as error:  # each library has its own for bytes that it does not expect

@@ -50,9 +50,9 @@ def check_folds(films):
     if not has_validation(films) and patients.min() < FOLDS:
         but = " outside of its test set" if tested.any() else ""
         raise UserError(
-            f"DATA_DIR has {patients.min()} {patients.idxmin()} patients{but}. Patients who share a picture count"
-            f" once. {FOLDS} folds need {FOLDS} of each class: add patients, or bring a validation set (a column"
-            " split in labels.csv, or folders train/ and val/).")
+            f"DATA_DIR has {patients.min()} patients with {patients.idxmin()} mammograms{but}. Patients who share"
+            f" a picture count once. {FOLDS} folds need {FOLDS} of each class: add patients, or bring a validation"
+            " set (a column split in labels.csv, or folders train/ and val/).")
 
 
 def find_first(films, chosen):

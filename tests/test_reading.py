@@ -121,7 +121,7 @@ def test_films_of_a_container_share_the_depth_of_their_bulk(caplog):
     check_scales(images, expected)
     assert "23 mammograms: 16 bit PNG, 12 bits in use" in caplog.text
     assert caplog.text.count("WARNING") == 1
-    assert "1 of 24 mammograms are white to a large part: they may be negatives, or have a white border: 'padded" \
+    assert "1 of 24 mammograms are largely white: they may be inverted, or have a white border: 'padded" \
         in caplog.text
 
     known = dict(zip(films["container"], films["depth"], strict=True))
@@ -371,14 +371,14 @@ def test_masks_grey_backgrounds_and_boxes_in_the_black_are_named(caplog):
                                            "mask_blurred.jpg": "a mask", "white.png": ""}
     for words in ("2 of 5 mammograms are excluded, since they are masks in black and white: 'mask.png', 'mask_b",
                   "2 of 5 mammograms have a background that is not black: CROP may keep it or lose the breast,"
-                  " or they may be negatives: 'grey.png', 'white.png'\n",
+                  " or they may be inverted: 'grey.png', 'white.png'\n",
                   "1 of 5 mammograms have a lesion_box that lies outside of the breast: 'film.png'"):
         assert words in caplog.text
     caplog.clear()
     Path("films/mask.png").unlink()
     read(None)
     assert "background" not in caplog.text, "only CROP would keep it"
-    assert "1 of 4 mammograms are white to a large part: they may be negatives" in caplog.text
+    assert "1 of 4 mammograms are largely white: they may be inverted" in caplog.text
 
 
 def test_a_mask_of_0_and_1_is_a_mask_and_not_blank(film):
@@ -399,7 +399,7 @@ def test_films_of_two_scanners_in_one_container_are_named(caplog):
     save("films/tail.png", TISSUE * 16)
     films, _, _ = read()
     assert films["depth"].tolist() == [14] * 12 + [16]
-    assert ("4 of 12 16 bit PNG mammograms (2 benign, 2 malignant) use 12 bits or fewer, but are scaled by 14"
+    assert ("4 of 12 16 bit PNG mammograms (2 benign, 2 malignant) use at most 12 bits, but are scaled as 14 bits"
             in caplog.text)
 
 

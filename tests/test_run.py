@@ -219,7 +219,8 @@ def test_too_few_patients_are_found_before_any_film_is_read(collection, tmp_path
     data = collection(patient_id=[f"p{number // 2 % 2}" for number in range(30)])
     for file in data.glob("*.png"):
         file.write_text("no film, which nobody has noticed yet")
-    with pytest.raises(common.UserError, match=r"1 benign patients\. .*5 folds need 5 of each class"):
+    words = r"1 patients with benign mammograms\. .*5 folds need 5 of each class"
+    with pytest.raises(common.UserError, match=words):
         import_tiny(tmp_path, data).main()
 
 

@@ -111,7 +111,7 @@ def test_too_few_patients_for_the_folds_are_refused_with_the_remedy(grouped, tes
         films["split"] = ["train"] * (len(films) - 3) + ["test", "test", "train"]
     if not grouped:
         films = films.drop(columns="group")
-    words = "4 malignant patients" + " outside of its test set" * tested
+    words = "4 patients with malignant mammograms" + " outside of its test set" * tested
     with pytest.raises(UserError, match=rf"{words}\. .*5 folds need 5 of each class: add patients, or bring"):
         check_folds(films)
     check_folds(give_split(films))
@@ -119,7 +119,7 @@ def test_too_few_patients_for_the_folds_are_refused_with_the_remedy(grouped, tes
 
 def test_a_table_that_only_tests_has_nobody_to_train_on():
     films = give_split(make_films(), held_out=60, name="test")
-    with pytest.raises(UserError, match="0 benign patients outside of its test set"):
+    with pytest.raises(UserError, match="0 patients with benign mammograms outside of its test set"):
         split_patients(films, 0, 0)
 
 

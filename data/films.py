@@ -491,8 +491,8 @@ def fill_gaps(films, texts):
     several = films[known & numbers.gt(1) & ~texts.str.fullmatch(DATE).eq(True)]
     if len(several):
         first = several[texts[several.index] == texts[several.index[0]]].drop_duplicates("patient_id")
-        log.warning("%d images have the same text before side and view as an image of another patient, such as %s:"
-                    " if the ids are those of breasts, examinations or images, results look too good. Write ids of"
+        log.warning("%d images have the same text before side and view as an image of another patient, such as %s."
+                    " If the ids are those of breasts, examinations or images, results look too good. Write ids of"
                     " patients into labels.csv", len(several), list_some(first["path"].tolist()[:2]))
     return films
 

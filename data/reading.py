@@ -506,7 +506,7 @@ def tell_of_shallow(films, container, depth):
     """Warn where many films of a container use a quarter of the grey scale or less; depth: bits of that scale."""
     shallow = films[films["depth"] <= depth - 2]
     if len(shallow) >= SHALLOW * len(films):
-        log.warning("%d of %d %s mammograms (%s) use at most %d bits, but are scaled as %d bits: if they come"
+        log.warning("%d of %d %s mammograms (%s) use at most %d bits, but are scaled as %d bits. If they come"
                     " from another scanner, they are too dark", len(shallow), len(films), container,
                     describe_classes(shallow), shallow["depth"].max(), depth)
 

@@ -718,8 +718,8 @@ def train(model, training, validation, settings, folder):
     if not finite or len(rows) < settings.EPOCHS:
         shutil.rmtree(name_unfinished(folder), ignore_errors=True)
         raise UserError("the training diverged (loss or weights are not finite): lower LEARNING_RATE.")
-    epochs = range(1, settings.EPOCHS + 1)
-    history = pd.DataFrame(rows, epochs, [*HISTORY[1:], "seconds"]).rename_axis("epoch").reset_index()
+    history = pd.DataFrame(rows, columns=[*HISTORY[1:], "seconds"])
+    history.insert(0, HISTORY[0], range(1, settings.EPOCHS + 1))
     return to_float32(model), describe_model(model, settings), history
 
 

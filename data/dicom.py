@@ -111,18 +111,21 @@ def check_deflated(path, pydicom):
         raise UserError("the file is cut off")
 
 
+def first_item(data, keyword):
+    """The first item of a sequence, {} where there is none."""
+    return next(iter(data.get(keyword) or []), {})
+
+
 def lift_frame_tags(data):
     """Copy window and rescale of the first frame of an enhanced object to where other objects have them, in place.
 
     PS3.3 C.7.6.16: tags of the frame go before those that all frames share.
     """
     for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group in (data.get(groups) or [])[:1]:
-            for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
-                for tags in (group.get(macro) or [])[:1]:
-                    for element in tags:
-                        if element.tag not in data or data[element.tag].is_empty:
-                            data[element.tag] = element
+        for macro in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
+            for element in first_item(first_item(data, groups), macro):
+                if element.tag not in data or data[element.tag].is_empty:
+                    data[element.tag] = element
 
 
 def open_dicom(path):
@@ -464,7 +467,7 @@ def apply_table(data, keyword, values):
     Values beyond the table have its first or last entry. Raises UserError.
     """
     with refuse("a lookup table in its header is damaged"):
-        item = next(iter(data.get(keyword) or []), None)
+        item = first_item(data, keyword)
         if not item or not (item.get("LUTDescriptor") or item.get("LUTData")):
             return None
 

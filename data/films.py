@@ -259,6 +259,8 @@ def suggest_labels(words):
 def spell_path(path, folder):
     """A path of labels.csv with slashes, and accents as the file has them: Unicode writes them in two ways."""
     path = Path(path.replace("\\", "/")).as_posix()
+    if path.isascii():
+        return path
     spellings = [path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)]
     return next((spelling for spelling in spellings if os.path.isfile(folder / spelling)), path)
 
@@ -344,11 +346,12 @@ def read_headers(paths, folder):
 
 def tell_of_unlisted(films, folder):
     """Log how many images in the folder of labels.csv have no row."""
-    listed = {os.path.realpath(folder / path) for path in films["path"]}
     names = [path.relative_to(folder).as_posix() for path in list_files(folder, [])
              if path.suffix.lower() in IMAGE_SUFFIXES]
-    unlisted = [name for name in names if os.path.realpath(folder / name) not in listed]
-    unlisted = sorted({*unlisted} - {*find_companions(names)})
+    unlisted = {*names} - {*films["path"]} - {*find_companions(names)}
+    if unlisted:  # a row may reach its image in another way, such as by a link
+        listed = {os.path.realpath(folder / path) for path in films["path"]}
+        unlisted = sorted(name for name in unlisted if os.path.realpath(folder / name) not in listed)
     if unlisted:
         log.info("%d images have no row in labels.csv and are not used: %s", len(unlisted), list_some(unlisted))
 
@@ -415,7 +418,12 @@ def find_ids(ids, source):
     return known
 
 
-def drop_dates(texts):
+def limit_films(films):
+    """How many films may share an id or a text of a patient, at most: a tenth of all, or MANY if that is more."""
+    return max(len(films) / 10, MANY)
+
+
+def choose_texts(texts):
     """The texts (Series) of read_path that may name a patient; missing where there is none.
 
     A date at the end does not count, unless too many films for a patient have the text without it. A text that
@@ -424,17 +432,17 @@ def drop_dates(texts):
     undated = texts.str.replace(rf"[ _./-]+{DATE}$", "", regex=True)
     too_many = count_equal(undated) > 4 * MANY
     texts = undated.mask(too_many | ~undated.str.contains(r"\d"), texts)
-    return texts.mask(texts.eq("") | (count_equal(texts) > max(len(texts) / 10, MANY)), None)
+    return texts.mask(texts.eq("") | (count_equal(texts) > limit_films(texts)), None)
 
 
 def find_sources(ids, paths, tags, texts):
     """Table of patients with a column for each source, the best first; missing where it does not know the patient.
 
-    ids: of labels.csv. paths: see drop_shared_folders. tags: PatientIDs. texts: see drop_dates. They are used only
-    if no other source knows the patient, or if the other sources give every film a different id. A PatientID that
-    very many films share is ignored, if another source knows the patient.
+    ids: of labels.csv. paths: see drop_shared_folders. tags: PatientIDs. texts: see choose_texts. They are used
+    only if no other source knows the patient, or if the other sources give every film a different id. A PatientID
+    that very many films share is ignored, if another source knows the patient.
     """
-    limit = max(len(paths) / 10, MANY)
+    limit = limit_films(paths)
     sources = match_patients(paths).rename(columns="file name ({})".format)
     sources.insert(0, "labels.csv", first_known(match_patients(ids)).fillna(ids))
     sources[PUBLIC] = first_known(match_patients(tags))  # CBIS-DDSM's PatientIDs are one for each image
@@ -476,7 +484,7 @@ def fill_gaps(films, texts):
     """films in which those of unknown patients have the one patient whom the other films of their text have.
 
     Warns where films of a text have several patients, whose ids may be those of breasts or images. texts: see
-    drop_dates.
+    choose_texts.
     """
     known = ~films["patient_from"].isin(["unknown", TEXT])
     columns = ["patient_id", "patient_from"]
@@ -604,7 +612,7 @@ def find_films(folder):
     films = name_sides(films, headers, named)
 
     ids, tags = find_ids(films["patient_id"], "patient_id"), find_ids(headers["PatientID"], "PatientID")
-    texts = drop_dates(named["text"])
+    texts = choose_texts(named["text"])
     sources = find_sources(ids, paths, tags, texts)
     films = fill_gaps(name_patients(films, sources), texts)
     compare_sources(films, ids, sources)

@@ -443,10 +443,11 @@ def read_native(path, crop, lesion_box):
         raise UserError("all pixels that CROP keeps are equal")
 
     fingerprints = duplicates.take_fingerprints(whole, grey.shape)
+    is_film = not shows_mask
     found = {"film_width": width, "film_height": height, "is_mask": shows_mask,
-             "is_uncropped": crop == "breast" and has_bright_background(grey, breast),
-             "is_white": crop != "breast" and has_white_background(grey, row["depth"]),
-             "box_outside": bool(lesion_box) and has_box_outside(boxes, breast),
+             "is_uncropped": is_film and crop == "breast" and has_bright_background(grey, breast),
+             "is_white": is_film and crop != "breast" and has_white_background(grey, row["depth"]),
+             "box_outside": is_film and bool(lesion_box) and has_box_outside(boxes, breast),
              "film_sha256": hashlib.sha256(whole).hexdigest()}
     return image, fingerprints, row | box | found
 
@@ -523,14 +524,12 @@ def share_depths(films, known):
         groups = [(depth, part[depths[part.index] == depth]) for depth in np.unique(depths[part.index])]
         if len(groups) == 1:
             log.info("%d mammograms: %s, %d bits in use", len(part), container, groups[0][0])
-            tell_of_shallow(part, container, groups[0][0])
-            continue
-
+        else:
+            counts = [f"{len(group)} ({describe_classes(group)}) by {depth} bits" for depth, group in groups]
+            log.warning("%s mammograms have several bit depths, which may tell the classes apart: scaled are %s",
+                        container, ", ".join(counts))
         for depth, group in groups:
             tell_of_shallow(group, container, depth)
-        counts = [f"{len(group)} ({describe_classes(group)}) by {depth} bits" for depth, group in groups]
-        log.warning("%s mammograms have several bit depths, which may tell the classes apart: scaled are %s",
-                    container, ", ".join(counts))
     return depths
 
 
@@ -543,8 +542,7 @@ def tell_of_films(films):
         ("is_white", "are largely white: they may be inverted, or have a white border"),
         ("box_outside", "have a lesion_box that lies outside of the breast"),
     ):
-        told = films[column] if column == "is_mask" else films[column] & ~films["is_mask"]
-        warn(f"of {len(films)} mammograms {sentence}", films["path"][told])
+        warn(f"of {len(films)} mammograms {sentence}", films["path"][films[column]])
 
 
 def read_films(films, folder, crop, output_dir, known=None):

@@ -62,16 +62,21 @@ def train_missing(table):
     return table
 
 
+def read_scores(table, network, share):
+    """Probabilities of the trainings of one share: float (trainings, mammograms)."""
+    columns = [name for name in table if name.startswith(f"{network} {share:g} ")]
+    return expit(table[columns].to_numpy().T)
+
+
 def measure(table):
     """A table with network, share, the AUC of each training, their mean with its interval, and their SD."""
     malignant, patients, folds = table["label"].eq("malignant").to_numpy(int), table["group"], table["fold"]
     rows = []
     for network in NAMES:
         for share in SHARES:
-            columns = [name for name in table if name.startswith(f"{network} {share:g} ")]
-            if not columns:
+            scores = read_scores(table, network, share)
+            if not len(scores):
                 continue
-            scores = expit(table[columns].to_numpy().T)
             results = metrics.measure_trainings(malignant, scores, patients, folds=folds)
             each = [metrics.measure(malignant, score, patients, folds=folds)["auc"] for score in scores]
             difference = metrics.compare_aucs(malignant, scores, table["baseline"], patients, folds,
@@ -88,7 +93,7 @@ def compare_shares(table, rows):
         best = part.loc[part["auc"].idxmax(), "share"]
         others = [share for share in part["share"] if share != best]
         for share in others:
-            scores = [expit(table.filter(regex=f"^{network} {one:g} ").to_numpy().T) for one in (best, share)]
+            scores = [read_scores(table, network, one) for one in (best, share)]
             difference, low, high = metrics.compare_aucs(malignant, *scores, patients, folds,
                                                          confidence=1 - 0.05 / len(others))
             print(f"{NAMES[network]}: {best:.0%} minus {share:.0%}: {difference:+.3f} [{low:.3f}, {high:.3f}]")

@@ -19,6 +19,7 @@ PATIENTS = {  # how public collections write the patient into the last parts of 
     "VinDr-Mammo": r"(?:^|/)([0-9a-f]{32})[/_][0-9a-f]{32}(?![0-9a-f])[^/]*$",  # of the study
     "CDD-CESM": r"(?<![A-Za-z0-9])(P\d{1,3})_[LR]_(?:DM|CM)_(?:CC|MLO)(?![A-Za-z0-9])[^/]*$",
     "KAU-BCMD": r"(?:^|/)\d{4}_(BC\d+)_ ?(?:CC|MLO)_[LR](?![A-Za-z0-9])[^/]*$",
+    "BCDR": r"(?<![A-Za-z0-9])img_(\d+)_\d+_\d+_[LR](?:CC|O|MLO)(?![A-Za-z0-9])[^/]*$",
     "EMBED": r"(?:^|/)(\d{8})/(?:\d+(?:\.\d+){3,}/){2}[^/]+$",
     "RSNA": r"(?:^|/)(\d{1,5})[/_]\d{1,10}\.\w+$",  # other files match, too: see match_patients
 }
@@ -41,8 +42,9 @@ SIDES = {"l": "left", "lt": "left", "left": "left", "r": "right", "rt": "right",
 VIEWS = {  # the short names, and DICOM's meanings and codes of the two usual ones (PS3.16, CID 4014)
     "cc": "CC", "craniocaudal": "CC", "399162004": "CC", "r10242": "CC",
     "mlo": "MLO", "mediolateraloblique": "MLO", "399368009": "MLO", "r10226": "MLO",
+    "o": "MLO",  # oblique, in BCDR
     **{view.lower(): view for view in ("ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO")}}
-SIDE, VIEW = "left|right|lt|rt|l|r", "xccl|xccm|xcc|cc|mlo|ml|lmo|lm"  # in names
+SIDE, VIEW = "left|right|lt|rt|l|r", "xccl|xccm|xcc|cc|mlo|ml|lmo|lm|(?-i:(?<=[LR])O)"  # in names
 SIDE_OR_VIEW = re.compile(  # such as L, CC, LCC, RIGHT_, mlo2 or MLOR, but no part of another word
     rf"(?i)(?<![^\W_])(?=[a-z])({SIDE})?(?:({VIEW})\d?({SIDE})?)?(?![^\W_])")
 SORTING = (  # words in names of folders that sort by set or finding
@@ -134,7 +136,7 @@ def read_path(path):
         found = SIDE_OR_VIEW.findall(place)
         letters = {word.lower() for before, _, after in found for word in (before, after) if word}
         sides = {SIDES[word] for word in letters}
-        views = {view.upper() for _, view, _ in found if view}
+        views = {VIEWS[view.lower()] for _, view, _ in found if view}
         side = sides.pop() if len(sides) == 1 else ""
         view = views.pop() if len(views) == 1 else ""
         if side and view:

@@ -442,11 +442,13 @@ UIDS = "1.2.842.113970.3.62.1.56868341/1.2.844.113684.2750825168/1.2.826.0.1.368
     (f"{HASH.upper()}/{OTHER_HASH.upper()}.png", HASH.upper(), "VinDr-Mammo", "", ""),
     ("d1-0001/1-1.png", "d1-0001", "CMMD", "", ""), ("p100_l_dm_mlo.jpg", "p100", "CDD-CESM", "left", "MLO"),
     ("2019_bc0021382_ cc_l.jpg", "bc0021382", "KAU-BCMD", "left", "CC"),
+    ("img_20_30_1_RCC.tif", "20", "BCDR", "right", "CC"), ("img_20_30_1_LO.tif", "20", "BCDR", "left", "MLO"),
+    ("patient_20_study_30_img_20_30_2_RO_PRE.png", "20", "BCDR", "right", "MLO"),
     (f"cohort_1/10000879/{UIDS}.png", "10000879", "EMBED", "", ""),
     *[(path, None, None, "", "") for path in (
         "P_00001.png", "P_00001/1.png", "xmdb001.png", "mdb0011.png", "mdb001/scan.png", "D1-00012.png",
         "AD1-0001.png", "D3-0001.png", f"{HASH}.png", f"{HASH}/1.png", "P100.png", "A_1109_1.png",
-        "2019_BC0021382.jpg",
+        "2019_BC0021382.jpg", "img_20_30_1.png",
         "10000879/1/2/3.png", "10006/1.png", "10006_2.png", "2019/123456789.png")],
     *[(path, None, None, side, view) for path, side, view in (
         ("P_00001_LEFT_CCX.png", "left", ""), ("P100_L_XX_MLO.jpg", "left", "MLO"), ("P1_left.png", "left", ""),
@@ -454,6 +456,8 @@ UIDS = "1.2.842.113970.3.62.1.56868341/1.2.844.113684.2750825168/1.2.826.0.1.368
         ("7-rmlo2.png", "right", "MLO"), ("7_CC_R.png", "right", "CC"), ("7_L-XCCL.png", "left", "XCCL"),
         ("7_CCL.png", "left", "CC"), ("7 MLOR.png", "right", "MLO"), ("7_lt_cc.png", "left", "CC"),
         ("7-RT-mlo.png", "right", "MLO"), ("left/7_CC.png", "left", "CC"), ("7_LCC_MLO.png", "", ""),
+        ("img_20_30_LCC.png", "left", "CC"), ("7_LO.png", "left", "MLO"), ("7_O.png", "", ""),
+        ("Lo_7_R_CC.png", "right", "CC"),
         ("7_ml.png", "", ""), ("Lisa Right_ML.png", "right", "ML"), ("a.LEFT_MLO.1.png", "left", "MLO"),
         ("L/CC/7.png", "left", "CC"), ("right/7.png", "right", ""), ("P_00001_LEFT_CC/own/7.png", "left", "CC"),
         ("P_00001_LEFT_CC/1/2/3/7.png", "left", "CC"))],

@@ -59,9 +59,11 @@ saved_stderr = os.dup(2)
 if QUIET:  # TensorFlow writes to it during its import, whatever TF_CPP_MIN_LOG_LEVEL is
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
-    from data import UserError, cut_name, explain_write_errors, log, quote, reading, replace
+    from data import (CLASSES, UserError, cut_name, explain_write_errors, list_some, log, quote, reading, replace,
+                      warn)
     from data.duplicates import group_duplicates  # noqa: F401
-    from data.films import CLASSES, absolute, find_films, is_synthetic, list_images, list_some, read_cells, warn
+    from data.films import absolute, find_films, is_synthetic, list_images
+    from data.labels import read_cells
     from data.reading import IMAGE_SIZE, read_films
     from data.results.baseline import add_baseline, list_properties, read_trainings, warn_of_giveaways  # noqa: F401
     from data.results.comparison import compare

@@ -1,6 +1,8 @@
 """Mammograms and results without networks: nothing in this package knows Keras, TensorFlow or common.py.
 
-- films.py: which mammograms there are, and whose
+- films.py: which mammograms there are, and whose: files and folders become one table
+- labels.py: labels.csv, as it is written and checked
+- patients.py: whose film it is, by all sources
 - names.py: what names and ids tell
 - reading.py: one file to a 224 x 224 image
 - dicom.py: one DICOM file to grey values
@@ -16,6 +18,7 @@ import os
 import reprlib
 import secrets
 
+CLASSES = ("benign", "malignant")  # 0 and 1 wherever a number stands for the label
 MAX_PIXELS = 2**26  # 8192 x 8192: no film has more, and a small file may claim to
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)  # OpenCV reads these two when it is imported
 os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
@@ -42,6 +45,18 @@ class UserError(Exception):
 def quote(value):
     """A value as one writes it in Python, for a sentence: in one line, without its middle where it is long."""
     return shortener.repr(value)
+
+
+def list_some(items):
+    """The first 20 items in one line, quoted and shortened, and how many more there are."""
+    more = f" and {len(items) - 20} more" if len(items) > 20 else ""
+    return ", ".join(map(quote, items[:20])) + more
+
+
+def warn(problem, items):
+    """Warn with the number of items, the problem, and the first of them, if there are any."""
+    if len(items):
+        log.warning("%d %s: %s", len(items), problem, list_some([*items]))
 
 
 def cut_name(name, size=100):

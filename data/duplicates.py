@@ -5,8 +5,7 @@ from itertools import combinations_with_replacement
 import cv2
 import numpy as np
 
-from data import log, quote
-from data.films import list_some, warn
+from data import list_some, log, quote, warn
 from data.names import connect
 
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept

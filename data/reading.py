@@ -21,9 +21,10 @@ import pandas as pd
 from PIL import Image
 from PIL.ExifTags import Base as Tag
 
-from data import MAX_PIXELS, UserError, dicom, duplicates, explain_write_errors, log, replace
+from data import MAX_PIXELS, UserError, dicom, duplicates, explain_write_errors, log, replace, warn
 from data.dicom import count_values, find_depth, read_dicom, refuse, unpack_bits
-from data.films import LESION_BOXES, is_dicom, warn
+from data.films import is_dicom
+from data.labels import LESION_BOXES
 
 IMAGE_SIZE = 224  # pixels, both ways
 MIN_SIDE = 32  # pixels of the shorter side of a film

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data import UserError, quote
-from data.films import CLASSES, list_some
+from data import CLASSES, UserError, list_some, quote
 
 REMEDY = "copy the folder of the run again, or delete it and run its script again"
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # which a console obeys, or UTF-8 does not have

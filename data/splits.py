@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from data import UserError, log
+from data import CLASSES, UserError, list_some, log
 from data.duplicates import find_groups
-from data.films import CLASSES, TEXT, list_some
+from data.patients import TEXT
 from data.names import first_known, match_patients
 from data.runs import REMEDY, is_text, read_array, read_json, read_table
 

@@ -6,8 +6,9 @@ import pytest
 import sklearn.ensemble
 from scipy import special
 
+from data import CLASSES
 from data.duplicates import group_duplicates
-from data.films import CLASSES, find_films
+from data.films import find_films
 from data.reading import read_films
 from data.results import baseline, metrics
 from data.results.baseline import FOREST, TREE, list_properties, list_trainings, score_held_out, warn_of_giveaways

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 
-from data.films import CLASSES
+from data import CLASSES
 from data.results import comparison, metrics
 
 CONSTANTS = {

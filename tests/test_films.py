@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, as_nobody, write_dicom
 
 import data
-from data import UserError, films, names
+from data import UserError, films, names, patients
 
 CLASSES = ("benign", "malignant")
 
@@ -554,7 +554,7 @@ def test_films_with_the_same_text_before_side_and_view_are_one_patient(make, cap
     names = {row: [f"{path.format(f'{row:04d}')}.png" for path in paths] for row in range(12)}
     names = {row: [f"{CLASSES[row % 2]}/{name}" for name in found] for row, found in names.items()}
     table = films.find_films(make(*itertools.chain(*names.values()))).set_index("path")
-    assert set(table["patient_from"]) == {films.TEXT}
+    assert set(table["patient_from"]) == {patients.TEXT}
     for row, found in names.items():
         assert set(table.loc[found, "patient_id"]) == {texts[0].format(f"{row:04d}")}
     (message,) = re.findall("12 patients of .* images are guessed.*", caplog.text)
@@ -863,7 +863,7 @@ def test_folders_that_cannot_be_listed_are_among_the_images_and_named(make, capl
 
 @pytest.mark.parametrize("value", ["x" * 10**6, ["x" * 10**5] * 20, {"x" * 10**6: "y" * 10**6}, b"x" * 10**6])
 def test_no_value_makes_a_long_sentence(value):
-    assert len(films.list_some([value] * 100)) < 100_000
+    assert len(data.list_some([value] * 100)) < 100_000
     assert len(data.quote(value)) < 5000
     sentence = str(UserError(f"EPOCHS is {value}, but has to be a whole number."))
     assert len(sentence) < 30_000

@@ -15,9 +15,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from test_duplicates import CLASSES, make_fingerprints, make_table, turn_fingerprints
 from tiny import build_backbone, common, prepare
 
-from data import UserError, splits
+from data import UserError, list_some, splits
 from data.duplicates import group_duplicates
-from data.films import TEXT, list_some
+from data.patients import TEXT
 from data.splits import FOLDS, check_folds, check_sides, check_unseen, exclude_known, list_seen, split_patients
 
 

@@ -24,8 +24,8 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # the folder of the project, wherever the command is called from
-from data import UserError, preparing  # noqa: E402
-from data.films import CLASSES, absolute  # noqa: E402
+from data import CLASSES, UserError, preparing  # noqa: E402
+from data.films import absolute  # noqa: E402
 from data.names import SIDES  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------

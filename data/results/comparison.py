@@ -10,8 +10,7 @@ from urllib.parse import quote, unquote_to_bytes
 import pandas as pd
 from scipy import special
 
-from data import UserError, explain_write_errors, log, replace
-from data.films import CLASSES
+from data import CLASSES, UserError, explain_write_errors, log, replace
 from data.results import metrics
 from data.results.metrics import with_interval
 from data.results.summary import BACKBONES

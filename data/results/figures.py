@@ -13,8 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from data import replace
-from data.films import CLASSES
+from data import CLASSES, replace
 from data.reading import IMAGE_SIZE, place_boxes
 from data.results.metrics import GRID, describe_held_out, with_interval
 

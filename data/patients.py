@@ -1,0 +1,172 @@
+"""Whose film it is: labels.csv, names of collections, PatientIDs and other names are compared and joined."""
+from itertools import takewhile
+
+import pandas as pd
+
+from data import CLASSES, list_some, log
+from data.names import DATE, connect, first_known, is_nobody, match_patients, to_key
+
+MANY = 8  # films: a patient seldom has more
+PUBLIC, TEXT = "public PatientID", "text before side and view"  # sources of patients
+
+
+def drop_shared_folders(paths):
+    """The paths (Series) without the first folders where these are the same for all: they name no patient."""
+    parts = paths.str.split("/")
+    shared = list(takewhile(lambda folders: len({*folders}) == 1, zip(*parts.str[:-1], strict=False)))
+    return parts.str[len(shared) :].str.join("/")
+
+
+def count_equal(ids):
+    """How many films have the id of each film; NaN where it is missing."""
+    keys = ids.map(to_key, na_action="ignore")
+    return keys.map(keys.value_counts())
+
+
+def find_ids(ids, source):
+    """The ids that name a patient, else None: neither a placeholder nor one id that all films share does."""
+    known = ids.mask(ids.map(is_nobody), None)
+    placeholders = known.isna() & ids.ne("")
+    if placeholders.any():
+        log.info("the %s of %d images is a placeholder: it counts as unknown", source, placeholders.sum())
+
+    counts = count_equal(known).dropna()
+    is_one = len(ids) > 1 and counts.eq(len(counts)).all()
+    if is_one and len(counts) >= min(len(ids), MANY + 1):
+        log.warning("all images have the same %s: it counts as unknown", source)
+        known[:] = None
+    return known
+
+
+def limit_films(films):
+    """How many films may share an id or a text of a patient, at most: a tenth of all, or MANY if that is more."""
+    return max(len(films) / 10, MANY)
+
+
+def choose_texts(texts):
+    """The texts (Series) of read_path that may name a patient; missing where there is none.
+
+    A date at the end does not count, unless too many films for a patient have the text without it. A text that
+    very many films share is missing: it names no patient.
+    """
+    undated = texts.str.replace(rf"[ _./-]+{DATE}$", "", regex=True)
+    too_many = count_equal(undated) > 4 * MANY
+    texts = undated.mask(too_many | ~undated.str.contains(r"\d"), texts)
+    return texts.mask(texts.eq("") | (count_equal(texts) > limit_films(texts)), None)
+
+
+def find_sources(ids, paths, tags, texts):
+    """Table of patients with a column for each source, the best first; missing where it does not know the patient.
+
+    ids: of labels.csv. paths: see drop_shared_folders. tags: PatientIDs. texts: see choose_texts. They are used
+    only if no other source knows the patient, or if the other sources give every film a different id. A PatientID
+    that very many films share is ignored, if another source knows the patient.
+    """
+    limit = limit_films(paths)
+    sources = match_patients(paths).rename(columns="file name ({})".format)
+    sources.insert(0, "labels.csv", first_known(match_patients(ids)).fillna(ids))
+    sources[PUBLIC] = first_known(match_patients(tags))  # CBIS-DDSM's PatientIDs are one for each image
+
+    common = count_equal(tags).gt(limit) & sources.notna().any(axis=1)
+    if common.any():
+        log.warning("%d images have a PatientID that more than %d images share: it is ignored", common.sum(),
+                    limit)
+    sources["PatientID"] = tags.mask(common | sources[PUBLIC].notna(), None)
+
+    of_images = sources.apply(count_equal).eq(1).all()
+    known = sources.loc[:, ~of_images].notna().any(axis=1)
+    texts = texts.mask(known, None)
+    sources[TEXT] = texts if count_equal(texts).max() > 1 else None
+    return sources
+
+
+def name_patients(films, sources):
+    """films with every patient_id, and patient_from, the best source that knows the patient, or "unknown".
+
+    Two films are of one patient if a source has the same id for both, or if their best sources have the same id.
+    The best source of all these films names the patient. A PatientID may be a hospital's, so it is replaced by
+    dicom_00001, dicom_00002 ... A film of an unknown patient has its path.
+    """
+    keys = sources.map(to_key, na_action="ignore")
+    edges = keys.assign(best=first_known(keys)).stack().dropna()  # from films to ids
+    rows, columns = edges.index.get_level_values(0), edges.index.get_level_values(1)
+    ids = len(films) + edges.groupby([columns, edges.to_numpy()]).ngroup()
+    groups, _ = pd.factorize(connect((rows, ids), len(films) + len(edges))[: len(films)])
+
+    names = first_known(sources.drop(columns="PatientID").groupby(groups).first())
+    hidden = names.isna() & sources["PatientID"].groupby(groups).first().notna()
+    names[hidden] = [f"dicom_{number:05d}" for number in range(1, hidden.sum() + 1)]
+    origins = sources.assign(unknown="").notna().idxmax(axis=1).replace(PUBLIC, "PatientID")
+    return films.assign(patient_id=pd.Series(groups).map(names).fillna(films["path"]), patient_from=origins)
+
+
+def fill_gaps(films, texts):
+    """films in which those of unknown patients have the one patient whom the other films of their text have.
+
+    Warns where films of a text have several patients, whose ids may be those of breasts or images. texts: see
+    choose_texts.
+    """
+    known = ~films["patient_from"].isin(["unknown", TEXT])
+    columns = ["patient_id", "patient_from"]
+    others = films[columns].where(known).groupby(texts.map(to_key, na_action="ignore"))
+    numbers = others["patient_id"].transform("nunique")
+    gaps = ~known & numbers.eq(1)
+    if gaps.any():
+        log.info("%d images of unknown patients have the same text before side and view as images of one patient,"
+                 " and count as this patient: %s", gaps.sum(), list_some(films["path"][gaps].tolist()))
+        films = films.assign(**films[columns].mask(gaps, others.transform("first")))
+
+    several = films[known & numbers.gt(1) & ~texts.str.fullmatch(DATE).eq(True)]
+    if len(several):
+        first = several[texts[several.index] == texts[several.index[0]]].drop_duplicates("patient_id")
+        log.warning("%d images have the same text before side and view as an image of another patient, such as %s."
+                    " If the ids are those of breasts, examinations or images, results look too good. Write ids of"
+                    " patients into labels.csv", len(several), list_some(first["path"].tolist()[:2]))
+    return films
+
+
+def compare_sources(films, ids, sources):
+    """Tell of ids in labels.csv that are spelled in several ways, or that other sources join."""
+    keys = ids.dropna().drop_duplicates().map(to_key)
+    spellings = keys[keys.duplicated(keep=False)]
+    if len(spellings):
+        log.info("%d ids in labels.csv count as %d, as case, spaces, leading zeros and .0 make no difference: %s",
+                 len(spellings), spellings.nunique(), list_some(ids[spellings.index].tolist()))
+
+    patients = films["patient_id"][ids.notna()].nunique()
+    if patients < keys.nunique():
+        others = sources[ids.notna()].dropna(axis=1, how="all").columns
+        shown = {"the file names": f"file name|{TEXT}", "the PatientIDs": "PatientID"}
+        shown = [name for name, words in shown.items() if others.str.contains(words).any()]
+        log.warning("%d ids in labels.csv, but %s show %d patients: joined", keys.nunique(),
+                    " and ".join(shown) or "they", patients)
+
+
+def check_patients(films):
+    """Tell of patients with very many films, and how patients were guessed or are unknown."""
+    counts = pd.crosstab(films["patient_id"], films["label"])
+    large = counts.sum(axis=1) > max(len(films) / 10, 4)  # 4: the usual views
+    mixed = (counts > counts.sum() / 2).all(axis=1)
+    for patient, numbers in counts[large | mixed].iterrows():
+        shares = " and ".join(f"{numbers[label]} of {counts[label].sum()} {label}" for label in CLASSES)
+        log.warning("patient %r has %s images: if these are several patients, write patient_id into labels.csv",
+                    patient, shares)
+
+    if len(films) > MANY and films["patient_id"].is_unique and films["patient_from"].ne("unknown").all():
+        log.warning("each of %d images has a patient of its own: if the ids are those of images, results look too"
+                    " good. Write ids of patients into labels.csv", len(films))
+
+    guessed = films[films["patient_from"].eq(TEXT)]
+    if len(guessed):
+        patients = guessed.drop_duplicates("patient_id")
+        examples = ", ".join(f"{film.patient_id!r} of {film.path!r}" for film in patients[:3].itertuples())
+        log.info("%d patients of %d images are guessed from the text before side and view, such as %s. If this is"
+                 " wrong, write patient_id into labels.csv", len(patients), len(guessed), examples)
+
+    unknown = films[films["patient_from"].eq("unknown")]
+    if len(unknown):
+        film = unknown.iloc[0]
+        log.warning("%d images are of unknown patients, such as %s: each counts as a patient of its own. If some"
+                    " share a patient, results look too good: write labels.csv with columns path,label,patient_id"
+                    " and rows such as %s,%s,patient 1", len(unknown), list_some(unknown["path"][:3].tolist()),
+                    film["path"], film["label"])

@@ -171,8 +171,8 @@ def read_trained(folder, shape):
             films = read_table(files[0], ["path", "patient_id"])
             stored = read_array(files[1], np.complex64, (len(films), *[None] * len(shape)))
         if not is_whole or stored.shape[1:] != shape:
-            log.warning("%s is not the complete folder of a run, or is of an older version: it is unknown what its"
-                        " weights were trained on", folder)
+            log.warning("%s: it is unknown what its weights were trained on, as this is no complete folder of a run"
+                        " of this version", folder)
             return pd.concat(tables), prints, False
 
         sets = films.get("split", films.get("fold", pd.Series(dtype=str)))

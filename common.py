@@ -59,8 +59,8 @@ saved_stderr = os.dup(2)
 if QUIET:  # TensorFlow writes to it during its import, whatever TF_CPP_MIN_LOG_LEVEL is
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
-    from data import (CLASSES, UserError, cut_name, explain_write_errors, list_some, log, quote, reading, replace,
-                      warn)
+    from data import (CLASSES, UserError, cut_name, explain_write_errors, list_some, log, quote,  # noqa: F401
+                      reading, replace, warn)
     from data.duplicates import group_duplicates  # noqa: F401
     from data.films import absolute, find_films, is_synthetic, list_images
     from data.labels import read_cells
@@ -70,8 +70,8 @@ try:
     from data.results.figures import draw_training_curves, overlay_map, write_figure, write_overlay
     from data.results.files import HISTORY, write_leaks, write_results, write_side, write_table
     from data.results.summary import show_results, write_summary
-    from data.runs import (REMEDY, explain_damage, is_dict_of, is_folder_name, is_list_of, is_number, is_text,
-                           read_array, read_json, read_predictions)
+    from data.runs import (REMEDY, explain_damage, is_bool, is_dict_of, is_folder_name, is_list_of, is_number,
+                           is_text, read_array, read_json, read_predictions)
     from data.splits import (FOLDS, check_folds, check_sides, check_unseen, exclude_known,  # noqa: F401
                              has_validation, is_imagenet, list_seen, split_patients)
 
@@ -148,7 +148,7 @@ TO_REPORT = TO_PREDICT | {  # what a new result takes over from it: validate() a
     "constants": {name: is_valid for name, (is_valid, _) in CONSTANTS.items()} | {"DATA_DIR": is_text},
     "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text), "layers": is_number,
               "unfrozen_layers": is_number, "trained_parameters": is_number},
-    "weights": {"origin": is_text, "pretrained": lambda v: isinstance(v, bool), "sha256": is_text},
+    "weights": {"origin": is_text, "pretrained": is_bool, "sha256": is_text},
 }
 
 
@@ -294,7 +294,8 @@ def choose_precision(settings):
     else:
         mixed = bool(flags) and is_onednn_on()  # only oneDNN uses these instructions
         reason = f"the processor has {' and '.join(flags) or 'no known instructions for bfloat16'}"
-        reason += "" if is_onednn_on() or not flags else ", but oneDNN is off"
+        if flags and not is_onednn_on():
+            reason += ", but oneDNN is off"
     return sixteen_bits if mixed else "float32", reason
 
 
@@ -315,13 +316,17 @@ def describe_device():
 
 
 def list_folds(films, settings, console):
-    """Yield the number of each fold to run.
+    """Yield each fold to run; FOLD once, if the data has a validation set.
 
     Before each fold, Keras is reset, and `console` drops the records of the fold before: settings.json keeps the
     console of its own fold.
     """
     shared, given = len(console.buffer), has_validation(films)
-    for fold in range(FOLDS) if settings.FOLD == "all" and not given else [settings.FOLD]:
+    folds = [settings.FOLD]
+    if settings.FOLD == "all" and not given:
+        folds = range(FOLDS)
+
+    for fold in folds:
         del console.buffer[shared:]
         reset_keras(settings)
         log.info("validation set: that of the data; FOLD is not used" if given else
@@ -602,10 +607,13 @@ def has_results(folder):
 
 
 def is_complete(folder):
-    """Whether the folder of a run holds its results already; logs how to repeat the run."""
+    """Whether the folder of a run holds its results already; logs how to repeat the run.
+
+    Removes the hidden folder of a complete run, if there is one.
+    """
     complete = has_results(folder)
     if complete:
-        shutil.rmtree(name_unfinished(folder), ignore_errors=True)  # of a run killed after its last file
+        shutil.rmtree(name_unfinished(folder), ignore_errors=True)  # the run was killed after its last file
     log.info("this run is complete, delete its folder to repeat it: %s" if complete else "results will be in: %s",
              shorten(folder))
     return complete
@@ -793,8 +801,9 @@ def evaluate(models, images, films, settings, side="validation"):
     parts = [explain(images[rows[start : start + size]]) for start in range(0, len(rows), size)]
     logits, maps = map(np.concatenate, zip(*parts, strict=True))
     probabilities = special.expit(logits)
+    predicted = np.where(probabilities >= settings.THRESHOLD, "malignant", "benign")
     predictions = films.iloc[rows][["path", "patient_id", "label"]].assign(
-        probability=probabilities, predicted=np.take(CLASSES, probabilities >= settings.THRESHOLD), logit=logits)
+        probability=probabilities, predicted=predicted, logit=logits)
     return predictions, maps
 
 
@@ -824,14 +833,17 @@ def make_folder(folder, again=False):
     log.info("finished: %s", shorten(folder))
 
 
+def write_note(films, of_model):
+    """What a reader has to know first about a result, as text, "" for nothing; of_model: the same of the model."""
+    notes = ["synthetic phantoms"] if is_synthetic(films) else []
+    if of_model:
+        notes.append(of_model)
+    return "; ".join(notes)
+
+
 def write_run(folder, settings, films, images, fingerprints, trained, facts, weights, history, results, console):
     """Write all files of a run, and remove its checkpoint; see load_backbone, train and evaluate."""
-    notes = []
-    if is_synthetic(films):
-        notes.append("synthetic phantoms")
-    if not weights["pretrained"]:
-        notes.append(weights["origin"])
-    note = "; ".join(notes)
+    note = write_note(films, "" if weights["pretrained"] else weights["origin"])
     title = "{backbone}, top {unfrozen_layers} of {layers} layers trained".format(**facts)
     recorded = describe_run(settings, films, console) | {"note": note, "title": title, "model": facts}
     recorded |= {"weights": weights, "seconds": {"training": round(history["seconds"].iloc[-1], 1)}}
@@ -844,8 +856,9 @@ def write_run(folder, settings, films, images, fingerprints, trained, facts, wei
         write_table(history.drop(columns="seconds"), new / "history.csv", note)
         np.save(new / "fingerprints.npy", fingerprints)
         trained.save(new / "model.keras")
-    if settings.FOLD == "all" and fold and (left := FOLDS - 1 - int(fold)):
-        minutes = left * history["seconds"].max() / 60
+    left = FOLDS - 1 - int(fold) if fold else 0
+    if settings.FOLD == "all" and left:
+        minutes = left * history["seconds"].iloc[-1] / 60
         log.info("%d of %d folds remain: about %.1f minutes of training, less if some are complete", left, FOLDS,
                  minutes)
 
@@ -856,7 +869,7 @@ def describe_run(settings, films, console):
     dealt = films["path"][films["fold"].ne("")]
     collection = {"images": len(films), "patients": films["group"].nunique(),
                   "duplicates": int(films["duplicate"].sum()),
-                  "depths": films.groupby("container")["depth"].max().astype(int).to_dict()}
+                  "depths": reading.find_common_depths(films)}
     collection |= {name: films[name].value_counts().to_dict() for name in ("patient_from", "format", "excluded")}
     modules = (tf, keras, np, scipy, pd, matplotlib, sklearn, cv2)
     started = console.buffer[0].created
@@ -878,8 +891,8 @@ def describe_run(settings, films, console):
 def pool_folds(folders, films, images, fingerprints, settings):
     """The folder with the result of all folds: each film is scored by the model that did not see its patient.
 
-    films, images, fingerprints: those of all folds. A single folder is returned as it is. In split.csv, films that
-    are in no fold have the fold "test" or "excluded".
+    films, images, fingerprints: those of any of the folds. A single folder is returned as it is. In split.csv,
+    films that are in no fold have the fold "test" or "excluded".
     """
     if len(folders) == 1:
         return folders[0]
@@ -891,7 +904,6 @@ def pool_folds(folders, films, images, fingerprints, settings):
     fold = films["fold"].mask(films["split"].eq("test"), "test")
     films = films.assign(fold=fold.mask(films["excluded"].ne(""), "excluded"))
     predictions = pd.concat(parts).drop(columns="note", errors="ignore")
-    predictions["probability"] = special.expit(predictions["logit"])
     if sorted(predictions["path"]) != sorted(films["path"][films["fold"].str.isdigit()]):
         names = ", ".join(part.name for part in folders)
         raise UserError(f"the predictions.csv of {names} do not have each mammogram once: {REMEDY}.")
@@ -926,7 +938,8 @@ def score_test(folder, films, images, settings):
         predictions, ranked = add_baseline(predictions, list_properties(films, images, settings.CROP), trainings)
         with make_folder(folder / "test") as new:
             write_side(new, settings, films, images, predictions, maps, ranked, title, recorded["note"])
-    write_summary(folder)
+    with explain_write_errors(folder):
+        write_summary(folder)
 
 
 def list_unfinished(output_dir):
@@ -936,9 +949,9 @@ def list_unfinished(output_dir):
         with contextlib.suppress(FileNotFoundError):  # another process has just completed it
             sizes[folder.name] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if sizes:
-        log.info("%d unfinished runs in %s hold %.0f MB (%s). The same constants continue them. Delete the folders"
-                 " that you do not need", len(sizes), shorten(output_dir), sum(sizes.values()) / 1e6,
-                 list_some(sorted(sizes)))
+        log.info("%d unfinished runs in %s hold %.0f MB (%s). Other processes may still train some of them. The"
+                 " same constants continue them. Delete the folders that you do not need", len(sizes),
+                 shorten(output_dir), sum(sizes.values()) / 1e6, list_some(sorted(sizes)))
 
 
 # ---- after a run -------------------------------------------------------------------------------
@@ -1025,7 +1038,8 @@ def predict(run, films, overlays=None, lesion_boxes=None):
     if recorded["note"]:
         log.warning("*** the model: %s ***", recorded["note"])
     constants, depths = recorded["constants"], recorded["collection"]["depths"]
-    paths, rows, kinds, size = list_images(films), [], set(), constants["BATCH_SIZE"]
+    paths, size = list_images(films), constants["BATCH_SIZE"]
+    rows, prints, kinds = [], [], set()  # kinds: containers
     overlays = overlays and absolute(overlays)
     boxes = match_boxes(lesion_boxes, paths)
 
@@ -1040,7 +1054,7 @@ def predict(run, films, overlays=None, lesion_boxes=None):
         except UserError as error:
             return np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), None, str(error), None
 
-    explain, prints = make_explainer(models, constants["THRESHOLD"]), []
+    explain = make_explainer(models, constants["THRESHOLD"])
     with ThreadPoolExecutor(reading.THREADS) as pool:
         for start in range(0, len(paths), size):
             batch = paths[start : start + size]
@@ -1065,7 +1079,7 @@ def predict(run, films, overlays=None, lesion_boxes=None):
         log.warning("the run was trained without %s: each such mammogram is scaled by its own bit depth",
                     " and ".join(sorted(new)))
     table = pd.DataFrame(rows, columns=["path", "probability", "reason"])
-    calls = np.take(CLASSES, table["probability"] >= constants["THRESHOLD"])
+    calls = np.where(table["probability"] >= constants["THRESHOLD"], "malignant", "benign")
     table.insert(2, "predicted", np.where(table["reason"] == "", calls, ""))
     table.insert(3, "trained_on", list_seen(paths, prints, folder))
     return table
@@ -1084,7 +1098,8 @@ def validate(run, data_dir):
             raise UserError(f"{file} is missing, which lists the training set: {REMEDY}.")
     data_dir, trained_on = absolute(data_dir), recorded["constants"]["DATA_DIR"]
     constants = recorded["constants"] | {"DATA_DIR": data_dir, "OUTPUT_DIR": source.parent}
-    settings = Settings(*map(constants.get, Settings._fields))
+    settings = Settings(**{name: constants[name] for name in CONSTANTS})
+    trainings = read_trainings(source / "properties.csv")
     films = find_films(data_dir).assign(split="validation")
     films, images, fingerprints = read_films(
         films, data_dir, settings.CROP, settings.OUTPUT_DIR, recorded["collection"]["depths"])
@@ -1098,19 +1113,14 @@ def validate(run, data_dir):
     if predictions["probability"].isna().any():
         raise UserError(f"the model of {source} gives no number for some mammograms, and may be damaged:"
                         f" {REMEDY}.")
-    notes = []
-    if is_synthetic(films):
-        notes.append("synthetic phantoms")
-    if recorded["note"]:
-        notes.append(f"the model: {recorded['note']}")
-    note, title = "; ".join(notes), f"{recorded['title']}, trained on {Path(trained_on).name}"
+    note = write_note(films, f"the model: {recorded['note']}" if recorded["note"] else "")
+    title = f"{recorded['title']}, trained on {Path(trained_on).name}"
     name = cut_name(f"{source.name}-on-{data_dir.name}", 200)
     folder = source.with_name(f"{name}-{hash_to_digits(films['film_sha256'].tolist())}")
     limits = {"limits": recorded["limits"]}  # those of the training
     recorded |= describe_run(settings, films, console) | limits | {"note": note, "title": title, "seconds": {}}
     recorded["model"] = {name: recorded["model"][name] for name in TO_REPORT["model"]}
     recorded["constants"] |= {"TRAINED_ON": trained_on, "MODEL": source.name}
-    trainings = read_trainings(source / "properties.csv")
     with make_folder(folder, again=True) as new:
         write_results(new, settings, films, images, predictions, maps, recorded, trainings)
     show_results(folder)

@@ -52,8 +52,10 @@ def main(**constants):
     films = common.find_films(settings.DATA_DIR)
     common.check_folds(films)
     films, images, fingerprints = common.read_films(films, settings.DATA_DIR, settings.CROP, settings.OUTPUT_DIR)
-    films, folders = common.group_duplicates(films, fingerprints), []
+    films = common.group_duplicates(films, fingerprints)
     common.warn_of_giveaways(films, images, settings.CROP, settings.SPLIT_SEED)
+
+    folders = []
     for fold in common.list_folds(films, settings, console):
         split = common.split_patients(films, fold, settings.SPLIT_SEED)
         common.write_leaks(split, settings.OUTPUT_DIR)
@@ -74,7 +76,7 @@ def run_fold(films, images, fingerprints, settings, console):
     folder = common.name_run(settings, films, model, weights)
     if not common.is_complete(folder):
         training, validation = common.make_datasets(images, films, settings)
-        model, facts, history = common.train(model, training, validation, settings, folder)  # without Adam
+        model, facts, history = common.train(model, training, validation, settings, folder)
         results = common.evaluate([model], images, films, settings)
         common.write_run(folder, settings, films, images, fingerprints, model, facts, weights, history, results,
                          console)

@@ -111,8 +111,8 @@ def find_groups(films, fingerprints):
     pictures = np.arange(len(films))
     for number in range(fingerprints.shape[1]):
         pictures = find_pictures(fingerprints[:, number], DUPLICATE_CORRELATIONS[number], pictures)
-    if isinstance(fingerprints, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        fingerprints._mmap.madvise(mmap.MADV_DONTNEED)  # or its pages count as memory
+    if isinstance(fingerprints.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        fingerprints.base.madvise(mmap.MADV_DONTNEED)  # or its pages count as memory
     patients = films.groupby("patient_id").ngroup().to_numpy()
     groups = connect(np.stack([pictures, len(films) + patients]), 2 * len(films))[pictures]
     return films.assign(group=films.groupby(groups)["patient_id"].transform("first"), picture=pictures,

@@ -234,9 +234,12 @@ def find_images(folder):
         if folder.resolve() == PHANTOMS and not (file.is_file() and any(folder.glob("images/*.png"))):
             log.info("making synthetic mammograms")
             runpy.run_path(str(PHANTOMS / "prepare.py"))["make_phantoms"](PHANTOMS)
-        films, ignored = (read_labels(file), []) if file.is_file() else read_folders(folder)
+        ignored = []
         if file.is_file():
+            films = read_labels(file)
             tell_of_unlisted(films, folder)
+        else:
+            films, ignored = read_folders(folder)
         companions = films["path"].isin(warn_of_companions(films["path"]))
         films = films[~companions].sort_values("path", ignore_index=True)
         films, headers = drop_what_has_no_image(films, read_headers(films["path"], folder))
@@ -269,6 +272,7 @@ def find_films(folder):
     films = fill_gaps(name_patients(films, sources), texts)
     compare_sources(films, ids, sources)
     origins = ", ".join(f"{source} ({count})" for source, count in films["patient_from"].value_counts().items())
-    log.info("%d images of %d patients, known from %s", len(films), films["patient_id"].nunique(), origins)
+    patients = films["patient_id"].nunique()
+    log.info("%d images of %d patients. Source of the patient: %s", len(films), patients, origins)
     check_patients(films)
     return films

@@ -179,4 +179,4 @@ def read_labels(file):
     repeated, unused = table.duplicated(), table["split"].isin(others)
     warn("rows of labels.csv are excluded, as they are repeated", table["path"][repeated])
     warn(f"rows of labels.csv are excluded, as the validation set is split {validation!r}", table["path"][unused])
-    return table[~(repeated | unused)].replace({"split": {validation: "validation"} if validation else {}})
+    return table[~(repeated | unused)].replace({"split": dict.fromkeys(VALIDATION_WORDS, "validation")})

@@ -29,7 +29,7 @@ from data.labels import LESION_BOXES
 IMAGE_SIZE = 224  # pixels, both ways
 MIN_SIDE = 32  # pixels of the shorter side of a film
 THUMBNAIL = 256  # longer side, in pixels, of the film in which the breast is found
-BORDER = 20  # of these pixels at most: a white border is no wider
+BORDER = 20  # width of the widest white border, in pixels of the thumbnail
 SURROUNDINGS = 0.5  # of a lesion, each way, as a share of its longer side
 BLANK = 2  # grey levels of 256 by which the pixels of a blank film may differ
 UNCROPPED = 0.9  # share of a film: if CROP keeps more, it found no background
@@ -63,7 +63,7 @@ def parse_code(file):
     """The code of a module as text, without comments and docstrings: it differs where the behaviour may."""
     tree = ast.parse(Path(file).read_text("utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
             del node.body[0]
     return ast.dump(tree)
 
@@ -339,9 +339,14 @@ def place_boxes(film):
     return (read_boxes(film.lesion_box) - corner) / size
 
 
-def crop_film(grey, shape, margin):
-    """(image, box): the square around a mask (H, W) or int32 points (N, 2), black beyond the film."""
-    left, top, width, height = cv2.boundingRect(shape)
+def crop_film(grey, region, margin):
+    """(image, box): the square around a region of a film, black beyond the film.
+
+    region: a mask (H, W), or int32 points (N, 2). margin: added on each side, as a share of its longer side.
+    image: (IMAGE_SIZE, IMAGE_SIZE), of the dtype of grey. box: a dict of left, top, width and height in pixels of
+    the film.
+    """
+    left, top, width, height = cv2.boundingRect(region)
     side = int(np.ceil(max(width, height) * (1 + 2 * margin)))
     left, top = left - (side - width) // 2, top - (side - height) // 2
     part = grey[max(0, top) : top + side, max(0, left) : left + side]
@@ -416,7 +421,10 @@ def has_box_outside(boxes, breast):
 
 
 def read_native(path, crop, lesion_box):
-    """(image, fingerprints, row): read_image before the scaling to 8 bits, which needs the whole collection."""
+    """(image, fingerprints, row): read_film before the scaling to 8 bits, which needs the whole collection.
+
+    Raises UserError.
+    """
     grey, row = read_file(path)
     height, width = grey.shape
     boxes = read_boxes(lesion_box)
@@ -513,13 +521,21 @@ def tell_of_shallow(films, container, depth):
                     describe_classes(shallow), shallow["depth"].max(), depth)
 
 
+def find_common_depths(films):
+    """{container: bits}: the largest bit depth that at least a tenth of the films of a container need.
+
+    So no single film decides how the others look. The column depth may also hold the result of share_depths.
+    """
+    depths = films.groupby("container")["depth"].quantile(1 - DECIDING, interpolation="higher")
+    return depths.astype(int).to_dict()
+
+
 def share_depths(films, known):
     """The bits by which each film is scaled: int (N,). Logs them, and warns where films of a container differ.
 
-    The depth of a container is the largest that at least a tenth of its films need. So no single film decides how
-    the others look. known: {container: bits} of an earlier run, which are used instead.
+    known: {container: bits} of an earlier run, which are used instead of find_common_depths.
     """
-    common = films.groupby("container")["depth"].quantile(1 - DECIDING, interpolation="higher").to_dict() | known
+    common = find_common_depths(films) | known
     depths = np.array([choose_depth(film.depth, common[film.container]) for film in films.itertuples()])
     for container, part in films.groupby("container"):
         groups = [(depth, part[depths[part.index] == depth]) for depth in np.unique(depths[part.index])]
@@ -551,6 +567,10 @@ def read_films(films, folder, crop, output_dir, known=None):
 
     images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); fingerprints: complex64 (N, ...), see data.duplicates. Films of a
     container are scaled alike: see share_depths, and known there.
+
+    The new columns: container and format (what the file is), bytes (of the file), depth (bits), film_width and
+    film_height (pixels), left, top, width and height (what CROP keeps, in pixels of the film), film_sha256,
+    image_sha256, and excluded (the reason, or "").
     """
     cache, listing = output_dir / ".cache", output_dir / "bad_images.csv"
     paths, boxes = [folder / path for path in films["path"]], films["lesion_box"]

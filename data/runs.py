@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from data import CLASSES, UserError, list_some, quote
 
@@ -23,7 +24,7 @@ CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # which a console o
 
 def is_number(value, kind=Real, low=-sys.float_info.max, high=sys.float_info.max):
     """Whether a value is a finite number within limits, of a kind: numbers.Real or numbers.Integral."""
-    return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, kind) and not is_bool(value) and low <= value <= high
 
 
 def is_text(value):
@@ -31,9 +32,14 @@ def is_text(value):
     return isinstance(value, str) and len(value) <= 5000 and not CONTROLS.search(value)
 
 
+def is_bool(value):
+    """Whether a value is true or false."""
+    return isinstance(value, bool)
+
+
 def is_cell(value):
     """Whether a value fits into a cell of a table."""
-    return value is None or isinstance(value, bool) or is_number(value) or is_text(value)
+    return value is None or is_bool(value) or is_number(value) or is_text(value)
 
 
 def is_list_of(value, is_valid):
@@ -87,13 +93,25 @@ def read_json(file, shape):
     return content
 
 
+def is_metric(value):
+    """Whether a value is a metric, which may be undefined."""
+    return value is None or is_number(value)
+
+
+def is_interval(value):
+    """Whether a value is an interval: two numbers."""
+    return is_list_of(value, is_number) and len(value) == 2
+
+
 def read_results(file):
-    """The metrics.json of a result: each metric is a number or undefined, its interval two numbers. UserError."""
+    """The metrics.json of a result, whose metrics and intervals are checked. Raises UserError."""
     results = read_json(file, {
         "side": lambda v: v in ("validation", "test", "all folds"),
-        "ci95": lambda v: is_dict_of(v, lambda limits: is_list_of(limits, is_number) and len(limits) == 2),
+        "ci95": lambda v: is_dict_of(v, is_interval),
     })
-    check(results, dict.fromkeys(results["ci95"], lambda v: v is None or is_number(v)), file)  # None: undefined
+    check(results, dict.fromkeys(results["ci95"], is_metric), file)
+    if "baseline" in results:  # older versions have none
+        check(results["baseline"], {"auc": is_metric, "ci95": {"auc": is_interval}}, file, "baseline, ")
     return results
 
 
@@ -114,8 +132,9 @@ def read_predictions(file):
     table = read_table(file, ["path", "label", "probability"])
     with explain_damage(file):
         table["probability"] = table["probability"].astype(float)
-        if "logit" in table:  # older versions have none
+        if "logit" in table:  # older versions have none; it tells apart what is 1 in nine digits
             table["logit"] = table["logit"].astype(float)
+            table["probability"] = special.expit(table["logit"])
     valid = table["label"].isin(CLASSES) & table["probability"].between(0, 1) & ~table["path"].duplicated()
     if not valid.all():
         raise UserError(f"{file}: {(~valid).sum()} rows repeat a mammogram, or lack a class or a probability:"

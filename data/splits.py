@@ -12,14 +12,14 @@ from data import CLASSES, UserError, list_some, log
 from data.duplicates import find_groups
 from data.patients import TEXT
 from data.names import first_known, match_patients
-from data.runs import REMEDY, is_text, read_array, read_json, read_table
+from data.runs import REMEDY, is_bool, is_text, read_array, read_json, read_table
 
 FOLDS = 5  # parts of the patients, one of which is held out
 SETS = {"train": "training set", "validation": "validation set", "test": "test set"}
 HERE = Path(__file__).resolve().parent.parent
 SETTINGS = {  # what is used of the settings.json of a run that another started from
     "constants": {"WEIGHTS": lambda value: value is None or is_text(value)},
-    "weights": {"origin": is_text, "pretrained": lambda value: isinstance(value, bool)},
+    "weights": {"origin": is_text, "pretrained": is_bool},
 }
 TESTED = "its patient or picture is in the test set"  # reasons for which a film is excluded
 TRAINED = "its patient or picture is in the training set"
@@ -118,7 +118,7 @@ def count_classes(films):
 def check_sides(films, sides=("train", "validation"), every_fold=False):
     """Print how many films each set has, and how many are excluded and why.
 
-    Raises UserError where a set, one of `sides` or the test set, or any fold lacks a class.
+    Raises UserError where one of `sides`, or the test set, lacks a class; with every_fold also where a fold does.
     """
     for side, name in SETS.items():
         if films["split"].eq(side).any():
@@ -141,7 +141,9 @@ def check_sides(films, sides=("train", "validation"), every_fold=False):
     remedy = "check DATA_DIR, CROP, FOLD"
     if leaks.any():
         remedy = "move whole patients to one set, or remove the split, so that FOLD holds patients out"
-    for side, label in product((*sides, *{"test"} & {*used["split"]}), CLASSES):
+    if used["split"].eq("test").any():
+        sides = (*sides, "test")
+    for side, label in product(sides, CLASSES):
         if not (used["split"].eq(side) & used["label"].eq(label)).any():
             raise UserError(f"the {SETS[side]} has no {label} image{reasons}: {remedy}.")
 
@@ -171,8 +173,8 @@ def read_trained(folder, shape):
             films = read_table(files[0], ["path", "patient_id"])
             stored = read_array(files[1], np.complex64, (len(films), *[None] * len(shape)))
         if not is_whole or stored.shape[1:] != shape:
-            log.warning("%s: it is unknown what its weights were trained on, as this is no complete folder of a run"
-                        " of this version", folder)
+            log.warning("%s: it is unknown what its weights were trained on, as this is no complete folder of a"
+                        " run of this version", folder)
             return pd.concat(tables), prints, False
 
         sets = films.get("split", films.get("fold", pd.Series(dtype=str)))

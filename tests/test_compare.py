@@ -393,6 +393,8 @@ SPOILT = [
     ("metrics.json", "{}"), ("metrics.json", {"side": "<b>"}),
     *[("metrics.json", {"ci95": {"auc": value}}) for value in (1, [0, 1, 1], [0, "1"])],
     *[("metrics.json", {"auc": value}) for value in ("0.7", True, float("inf"))],
+    *[("metrics.json", {"baseline": value}) for value in (
+        None, {}, {"auc": "0.6", "ci95": {"auc": [0, 1]}}, {"auc": 0.6, "ci95": {"auc": None}})],
     ("predictions.csv", "\x89PNG\n"), ("predictions.csv", HEADER), ("predictions.csv", FILMS),
     *[("predictions.csv", FILMS + row) for row in (
         "0002,1,malignant,high\n", "0002,1,malignant,nan\n", "0002,1,malignant,-1\n", "0002,1,malignant\n",
@@ -400,6 +402,7 @@ SPOILT = [
         "0002,1,malignant,0.5\n0002,1,malignant,0.5\n", "0002,1,malignant,0.5,0.5\n")],
     ("predictions.csv", FILMS.replace("patient_id", "fold") + "0002,2,malignant,0.5\n"),
     ("predictions.csv", FILMS.replace("patient_id", "path") + "0002,1,malignant,0.5\n"),
+    ("predictions.csv", FILMS.replace("patient_id", "logit") + "0002,nan,malignant,0.5\n"),
     ("split.csv", "path,label\n0000,benign\n"), ("split.csv", "path,label,group,film_sha256,split\n"),
 ]
 

@@ -134,6 +134,17 @@ def test_films_of_a_container_share_the_depth_of_their_bulk(caplog):
     assert films["depth"].tolist() == [12, 16], "the depths of a run count"
 
 
+def test_a_few_deep_films_do_not_decide_how_a_model_sees_new_ones():
+    expected = {f"a{number:02d}.png": (TISSUE * 4, 14) for number in range(20)} | {"b.png": (TISSUE * 16, 16)}
+    for path, (grey, _) in expected.items():
+        save(f"films/{path}", grey)
+    films, images, _ = read()
+    check_scales(images, expected)
+    recorded = reading.find_common_depths(films)
+    for path in expected:
+        assert np.array_equal(reading.read_image(Path("films", path), depths=recorded)[0], images[path])
+
+
 def test_films_of_another_scanner_are_scaled_by_their_own_depth_with_a_warning(caplog):
     expected = {f"a{number:02d}.png": (TISSUE, 12) for number in range(20)}
     expected |= {"b.png": (TISSUE * 16, 16), "c.png": (TISSUE // 16, 8)}

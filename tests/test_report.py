@@ -116,6 +116,18 @@ def test_the_figures_show_the_numbers_of_the_tables(written):
     assert figures["grad_cam_example.png"].axes[-1].get_ylabel().startswith("evidence"), "a colour bar"
 
 
+def test_equal_probabilities_are_one_point_of_the_calibration(written):
+    _, _, figures = written(np.full(40, 0.4))
+    axes = figures["calibration.png"].axes[0]
+    assert axes.get_lines()[-1].get_xydata().tolist() == [[pytest.approx(0.4), 0.5]]
+    assert [text.get_text() for text in axes.texts] == ["20 of 40"]
+
+
+def test_no_line_of_the_summary_ends_within_a_word(written):
+    folder, _, _ = written()
+    assert not re.search(r"\w-\n", (folder / "summary.md").read_text("utf-8"))
+
+
 def test_where_no_film_is_predicted_malignant_the_precision_is_undefined_everywhere(written):
     folder, _, figures = written(np.linspace(0.1, 0.4, 40))
     results = json.loads((folder / "metrics.json").read_text("utf-8"), parse_constant=pytest.fail)  # of NaN
@@ -262,12 +274,12 @@ def test_a_run_with_nothing_excluded_has_no_list_of_leaks_and_replaces_an_earlie
 
 def test_settings_tell_what_was_run(written):
     containers = ["8 bit PNG"] * 25 + ["16 bit PNG"] * 25
-    folder, _, _ = written(container=containers, depth=[8] * 25 + [12] * 25, patient_from=["unknown"] * 50,
+    folder, _, _ = written(container=containers, depth=[8] * 25 + [12] * 24 + [16], patient_from=["unknown"] * 50,
                            duplicate=[True] * 2 + [False] * 48)
     settings = json.loads((folder / "settings.json").read_text("utf-8"))
     assert settings["constants"]["EPOCHS"] == 7
     assert settings["constants"]["DROPOUT"] == 0.3
-    assert settings["collection"]["depths"] == {"8 bit PNG": 8, "16 bit PNG": 12}
+    assert settings["collection"]["depths"] == {"8 bit PNG": 8, "16 bit PNG": 12}, "not of one film"
     assert settings["collection"]["patient_from"] == {"unknown": 50}
     assert settings["collection"]["duplicates"] == 2
     assert settings["model"]["floats"] == ["float32"]

@@ -556,8 +556,10 @@ REPORTED = [  # what validate() uses of settings.json, too
     {"title": None}, {"model": 3}, {"model": {"layers": "many"}}, {"model": {"floats": [32]}},
     {"weights": {"pretrained": "yes"}}, {"weights": {"origin": 3}},
 ]
-TABLES = [("split.csv", b"path,label\n"), ("split.csv", Path.unlink),
-          ("fingerprints.npy", Path.unlink)]  # test_splits.py has more of them
+TABLES = [  # test_splits.py has more of them
+    ("split.csv", b"path,label\n"), ("split.csv", Path.unlink), ("fingerprints.npy", Path.unlink),
+    ("properties.csv", b""), ("properties.csv", Path.unlink),
+]
 CODE_WORDS = r"Errno|Error|Traceback|object|dtype|codec|(?<!\.)[Kk]eras|pickle|h5|tensor|module|attribute"
 
 

@@ -47,8 +47,9 @@ def make_tissue(rng, shape=(HEIGHT, WIDTH), exponent=SPECTRUM_EXPONENT):
 
 
 def draw_breast(rng, view):
-    """Depth below the skin, 0 outside the breast to 1 well inside: float (HEIGHT, WIDTH).
+    """(depth, middle, half_height, reach): depth below the skin, and the size of the breast in pixels.
 
+    depth: float (HEIGHT, WIDTH), 0 outside the breast to 1 well inside.
     The chest wall is the left edge. An MLO view hangs lower than a CC view.
     """
     middle = HEIGHT * (rng.uniform(0.52, 0.58) if view == "MLO" else rng.uniform(0.47, 0.53))
@@ -149,7 +150,8 @@ def make_phantoms(folder, benign=BENIGN_PATIENTS, malignant=MALIGNANT_PATIENTS, 
         occult = rng.choice(("CC", "MLO")) if patient % 10 < 10 * OCCULT else None
         for view in ("CC", "MLO"):
             plainness = rng.uniform(0, 0.4) if view == occult else rng.uniform(0.75, 1)
-            plainness *= label == "malignant"  # 0 for a benign mass
+            if label == "benign":
+                plainness = 0
             image, box = make_view(rng, view, side, plainness, radius, contrast, calcified)
             path = f"images/synthetic_{patient:04d}_{side}_{view}.png"
             write_atomically(folder / path, cv2.imencode(".png", image)[1].tobytes())

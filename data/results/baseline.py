@@ -14,6 +14,7 @@ from data import log
 from data.reading import SURROUNDINGS
 from data.results import metrics
 from data.results.metrics import with_interval
+from data.runs import explain_damage
 from data.splits import FOLDS, deal_folds
 
 CATEGORIES = ["format", "side", "view"]  # properties that are text; the others are numbers
@@ -59,9 +60,10 @@ def list_trainings(table):
 
 
 def read_trainings(file):
-    """list_trainings() of the properties.csv of a run."""
+    """list_trainings() of the properties.csv of a run. Raises UserError if it is damaged."""
     text = dict.fromkeys([*CATEGORIES, "fold"], str)
-    return list_trainings(pd.read_csv(file, dtype=text, keep_default_na=False))
+    with explain_damage(file):
+        return list_trainings(pd.read_csv(file, dtype=text, keep_default_na=False))
 
 
 def encode(properties, known):
@@ -129,7 +131,8 @@ def measure_baseline(scores, probabilities, ranked, seed):
     scores: labels, probabilities (of the network), patients and folds; probabilities: of the file properties;
     ranked: see rank_properties().
     """
-    results = metrics.measure(**scores | {"probabilities": probabilities}, seed=seed)
+    alone = scores | {"probabilities": probabilities}
+    results = metrics.measure(**alone, seed=seed)
     difference = metrics.compare_aucs(scores["labels"], scores["probabilities"], probabilities, scores["patients"],
                                       scores["folds"])
     telling = [{"property": name, "auc": auc} for name, auc in ranked.items()]
@@ -144,7 +147,7 @@ def describe_baseline(baseline):
     telling = ", ".join(f"{item['property'].replace('_', ' ')} ({item['auc']:.2f})"
                         for item in baseline["most_telling"]) or "none"
     return (f"File properties alone: AUC {with_interval(baseline, 'auc')}. The network {verdict}:"
-            f" {difference:+.2f} [{low:.2f}, {high:.2f}]. Single properties with the highest AUC:"
+            f" {metrics.describe_difference(difference, low, high)}. Single properties with the highest AUC:"
             f" {telling}.")
 
 

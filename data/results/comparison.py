@@ -8,13 +8,12 @@ from numbers import Integral
 from urllib.parse import quote, unquote_to_bytes
 
 import pandas as pd
-from scipy import special
 
 from data import CLASSES, UserError, explain_write_errors, log, replace
 from data.results import metrics
 from data.results.metrics import with_interval
 from data.results.summary import BACKBONES
-from data.runs import (REMEDY, check, is_cell, is_dict_of, is_list_of, is_number, is_text, read_json,
+from data.runs import (REMEDY, check, is_bool, is_cell, is_dict_of, is_list_of, is_number, is_text, read_json,
                        read_predictions, read_results, read_table)
 from data.splits import FOLDS
 
@@ -22,9 +21,9 @@ SETTINGS = {  # what is used of the settings.json of a run, see data.runs.check
     "note": is_text,
     "constants": lambda v: is_dict_of(v, is_cell),
     "model": {"backbone": is_text, "floats": lambda v: is_list_of(v, is_text)},
-    "split": {"given": lambda v: isinstance(v, bool)},
+    "split": {"given": is_bool},
     "seconds": lambda v: is_dict_of(v, is_number),
-    "weights": {"sha256": is_text, "pretrained": lambda v: isinstance(v, bool)},
+    "weights": {"sha256": is_text, "pretrained": is_bool},
     "versions": lambda v: is_dict_of(v, is_text),
     "device": is_text,
 }
@@ -102,8 +101,6 @@ def read_held_out(file, split, fold):
     films["fold"] = films.get("fold", fold)  # FOLD "all" has a column
     if films.groupby("fold")["malignant"].nunique().min() < 2:
         raise UserError(f"{file} has a fold without one of the classes: {REMEDY}.")
-    if "logit" in films:  # which tells apart what is 1 in nine digits
-        films["probability"] = special.expit(films["logit"].astype(float))
     films["baseline"] = pd.to_numeric(films["baseline"], errors="coerce") if "baseline" in films else math.nan
     return films
 
@@ -237,10 +234,6 @@ def describe_folds(folds):
     return f"{noun} {', '.join(folds)} only"
 
 
-def describe_difference(difference, low, high):
-    return f"{difference:+.2f} [{low:.2f}, {high:.2f}]"
-
-
 def answer(best, others, differences):
     """One sentence: which setting is better. differences: subtract_aucs of each of the others."""
     if not others:
@@ -253,10 +246,10 @@ def answer(best, others, differences):
         value, low, high = difference
         once = " (one training of each)" if best.scores.shape[1] == other.scores.shape[1] == 1 else ""
         if low > 0:
-            text = describe_difference(value, low, high)
+            text = metrics.describe_difference(value, low, high)
             claims.append(f"{best.name} is better than {other.name}: {text}{once}")
         elif high < 0:
-            text = describe_difference(-value, -high, -low)
+            text = metrics.describe_difference(-value, -high, -low)
             claims.append(f"{other.name} is better than {best.name}: {text}{once}")
         else:
             alike += 1
@@ -297,14 +290,14 @@ def show_baseline(setting):
     alone = metrics.measure(*scores, films["seed"].iloc[0], folds=folds)
     values = metrics.compare_aucs(films["malignant"], setting.scores.T, films["baseline"], films["group"], folds,
                                   second_varies=False)
-    return f"{draw_metric(alone, 'auc')}AUC of the network minus this<br>{describe_difference(*values)}"
+    return f"{draw_metric(alone, 'auc')}AUC of the network minus this<br>{metrics.describe_difference(*values)}"
 
 
 def show_difference(best, other, difference):
     """What subtract_aucs gives; where a setting held out other films, both AUCs on the common ones, too."""
     if difference is None:
         return "no common mammograms"
-    text = describe_difference(*difference)
+    text = metrics.describe_difference(*difference)
     common = best.films.index.intersection(other.films.index)
     if len(common) == len(best.films) == len(other.films):
         return text
@@ -334,11 +327,16 @@ def show_table(settings, differences):
     return pd.DataFrame(rows).to_html(index=False, escape=False)
 
 
+def find_place(output_dir, link):
+    """The path of a link of report.html."""
+    return output_dir / os.fsdecode(unquote_to_bytes(link))
+
+
 def show_runs(setting, output_dir):
     """The runs of a setting with their figures, the newest first."""
     parts = [fill("<h3 id='{link}'>{name}</h3>", link=setting.runs["link"].iloc[-1], name=setting.name)]
     for run in setting.runs[::-1].to_dict("records"):
-        place = output_dir / os.fsdecode(unquote_to_bytes(run["link"]))
+        place = find_place(output_dir, run["link"])
         parts.append(fill("<details><summary><a href='{link}/'>{run}</a>, {fold}, SEED {SEED} <mark>{note}</mark>"
                           "</summary>", fold=describe_folds([run["FOLD"]]), **run))
         parts += [fill("<img src='{link}/{name}.png' alt='{name} of {run}' loading='lazy'>", name=name, **run)
@@ -373,7 +371,7 @@ def show_section(runs, films, names, output_dir):
         BEST if rest else "",
         fill("<p>The same in all settings: {same}, SPLIT_SEED {seed}.</p>", same=same, seed=last["SPLIT_SEED"]),
         *(fill("<a href='{sheet}'><img class='films' src='{sheet}' alt='mammograms as the network sees them'></a>",
-               sheet=sheet) for sheet in sheets if (output_dir / os.fsdecode(unquote_to_bytes(sheet))).exists()),
+               sheet=sheet) for sheet in sheets if find_place(output_dir, sheet).exists()),
         *(part for setting in (best, *rest) for part in show_runs(setting, output_dir)),
     ]).replace("<details>", "<details open>", 1)  # of the best
 

@@ -40,9 +40,9 @@ def draw_training_curves(*histories):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.set(xlabel="epoch", ylabel={"loss": "binary cross-entropy"}.get(name, name))
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # room for the markers at the top
+        top = 1.02 if name == "accuracy" else 1.05 * axes.get_ylim()[1]  # room for the markers
+        axes.set_ylim(0, top)
         add_legend(axes)
-    axes.set_ylim(0, 1.02)
     return figure
 
 
@@ -73,8 +73,9 @@ def average_roc(labels, probabilities, folds):
 
 
 def draw_roc_curve(scores, baseline, results, band):
-    """scores: see data.results.files.list_scores; baseline: float (N,), what the files alone say of these films.
+    """The ROC curve of the network, or the mean of the folds, with its band, and that of the file properties.
 
+    scores: see data.results.files.list_scores. baseline: float (N,), what the files alone say of these films.
     band: that of data.results.metrics.measure_with_curves.
     """
     low, high, mean = band
@@ -102,7 +103,7 @@ def draw_roc_curve(scores, baseline, results, band):
 
 
 def draw_precision_recall(scores, results, band):
-    """The arguments are those of draw_roc_curve."""
+    """The precision-recall curve, or the mean of the folds, with its band; the arguments as in draw_roc_curve."""
     labels, probabilities, folds = (scores[name] for name in ("labels", "probabilities", "folds"))
     low, high, mean = band
     figure = Figure((5, 6.2), layout="constrained")
@@ -119,8 +120,9 @@ def draw_precision_recall(scores, results, band):
         draw_steps(slice(None), label=label)
     else:
         axes.plot(GRID, mean, label=f"mean of the folds, {label}")
-        for number, fold in enumerate(np.unique(folds)):
-            draw_steps(folds == fold, color="0.6", lw=0.8, zorder=1, label=None if number else "each fold")
+        for fold in np.unique(folds):
+            label = "each fold" if fold == folds.min() else None
+            draw_steps(folds == fold, color="0.6", lw=0.8, zorder=1, label=label)
     share = labels.mean()
     axes.axhline(share, color="k", ls="--", label=f"chance (share labelled malignant {share:.2f})")
     if results["precision"] is not None:
@@ -132,10 +134,11 @@ def draw_precision_recall(scores, results, band):
 
 
 def draw_calibration(scores, results):
-    """How often films of about the same probability are malignant; a point for every 25 films, 2 to 10 in all."""
+    """How often films of about the same probability are malignant: a point for about 25 films, at most 10."""
     films = pd.DataFrame({"probability": scores["probabilities"], "malignant": scores["labels"]})
     count = min(10, max(2, len(films) // 25))
-    groups = films.groupby(pd.qcut(films["probability"], count, labels=False, duplicates="drop"))
+    bins = pd.qcut(films["probability"], count, labels=False, duplicates="drop").fillna(0)  # NaN: all are equal
+    groups = films.groupby(bins)
     points = groups.agg({"probability": "mean", "malignant": ["mean", "sum", "size"]})
 
     figure = Figure((5, 5.8), layout="constrained")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data import cut_name
+from data import cut_name, explain_write_errors
 from data.reading import place_boxes
 from data.results import metrics
 from data.results.baseline import add_baseline, list_properties, list_trainings, measure_baseline
@@ -42,7 +42,7 @@ def score(predictions, maps, films, settings):
         breasts = held_out[held_out["side"] != ""].groupby("group")["side"].nunique()
         results["per_patient"]["both_breasts"] = int(breasts.eq(2).sum())  # patients
     boxed = held_out["lesion_box"].ne("").to_numpy()
-    if boxed.any() and settings.CROP != "lesion":  # whose box is always in the middle, where any peak would hit
+    if boxed.any() and settings.CROP != "lesion":  # where the box is in the middle, like many peaks
         boxes = [place_boxes(film) for film in held_out[boxed].itertuples()]
         found = predictions["label"].eq("malignant") & predictions["predicted"].eq("malignant")
         results["pointing_game"] = metrics.play_pointing_game(boxes, maps[boxed], found.to_numpy()[boxed])
@@ -62,9 +62,10 @@ def write_json(content, file):
 def write_leaks(films, folder):
     """Write leaks.csv, if there are any: films that are excluded, as a film of another set shows the same."""
     leaks = films[films["trained_on"].ne("") | films["tested_on"].ne("")]
-    (folder / "leaks.csv").unlink(missing_ok=True)  # of an earlier run
-    if len(leaks):
-        write_table(leaks[["path", "label", "patient_id", "trained_on", "tested_on"]], folder / "leaks.csv")
+    with explain_write_errors(folder):
+        (folder / "leaks.csv").unlink(missing_ok=True)  # of an earlier run
+        if len(leaks):
+            write_table(leaks[["path", "label", "patient_id", "trained_on", "tested_on"]], folder / "leaks.csv")
 
 
 def write_side(folder, settings, films, images, predictions, maps, ranked, title, note):

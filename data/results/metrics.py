@@ -184,7 +184,10 @@ def compute_variance(values):
 
 
 def compute_margin(parts, confidence=0.95):
-    """Half the t interval of a sum of parts, each (variance, degrees of freedom) (Satterthwaite 1946)."""
+    """Half the width of the t interval of a sum of parts (Satterthwaite 1946).
+
+    parts: (variance, degrees of freedom) of each.
+    """
     total = sum(variance for variance, _ in parts)
     if total == 0:
         return 0
@@ -198,7 +201,7 @@ def compute_unseen(patients, confidence=0.95):
 
 
 def compute_interval(value, margin, patients):
-    """[low, high] of a metric, from its value, t standard errors, and the number of patients that decide it."""
+    """[low, high] of a metric; margin: t times its standard error; patients: the number that decides it."""
     if np.isnan(value) or patients == 0:
         return [0.0, 1.0]
 
@@ -287,16 +290,16 @@ def measure_trainings(labels, trainings, patients, seed=0, threshold=0.5, folds=
     is None, and the intervals cover patients only.
     """
     films, trainings = tabulate(labels, patients, folds), np.asarray(trainings, float)
-    values, unbiased, patients = [], [], []
+    values, unbiased, deciding = [], [], []
     for training in trainings:
         samples = bootstrap(films, training, threshold, seed)
         values.append({name: samples[name][0] for name in NAMES})
         unbiased.append(remove_excess(samples, films, training))
-        patients.append(count_patients(films, training >= threshold))
+        deciding.append(count_patients(films, training >= threshold))
 
-    values, patients = pd.DataFrame(values), pd.DataFrame(patients).min()
+    values = pd.DataFrame(values)
     return to_json(values.mean(skipna=False)) | {
-        "ci95": estimate_intervals(unbiased, patients),
+        "ci95": estimate_intervals(unbiased, pd.DataFrame(deciding).min()),
         "sd": to_json(values.std(skipna=False)),
         "trainings": len(trainings),
     }
@@ -351,8 +354,8 @@ def average_films(labels, probabilities, patients, folds, sides):
 def play_pointing_game(boxes, maps, true_positives):
     """How often the peak of a map lies in a lesion box of its film (Zhang et al. 2016), as a dict.
 
-    boxes: of N films, each (left, top, width, height) as shares of the image. maps: float (N, h, w). An empty map
-    is a miss. true_positives: bool (N,).
+    boxes: of each film a list of (left, top, width, height) as shares of the image. maps: float (N, h, w).
+    An empty map is a miss. true_positives: bool (N,).
 
     "other_films" is the baseline: how often the peaks of the other films lie in the boxes of a film. Peaks that
     always lie in the middle do no better than it.
@@ -374,9 +377,14 @@ def play_pointing_game(boxes, maps, true_positives):
 
 
 def describe_held_out(results):
-    """The films and patients of a metrics.json as text: 48 held-out films of 24 patients."""
+    """The films and patients of a metrics.json as text: 48 held-out mammograms of 24 patients."""
     films, patients = results["validation_images"], results["validation_patients"]
     return f"{films} {'test' if results['side'] == 'test' else 'held-out'} mammograms of {patients} patients"
+
+
+def describe_difference(difference, low, high):
+    """A difference with its interval as text: +0.07 [-0.02, 0.16]."""
+    return f"{difference:+.2f} [{low:.2f}, {high:.2f}]"
 
 
 def with_interval(results, name):

@@ -1,5 +1,4 @@
 """A finished run in words, on the console and as text that can be quoted, from what it recorded."""
-import json
 import textwrap
 from pathlib import Path
 
@@ -242,7 +241,7 @@ def read_metrics(folder):
 
 def write_summary(folder):
     """Write summary.md: the metrics as a table, methods, limits, and where CLAIM's items are answered."""
-    settings = json.loads((folder / "settings.json").read_text("utf-8"))
+    settings = read_json(folder / "settings.json", {})
     split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
     constants, note, sides = settings["constants"], settings["note"], read_metrics(folder)
     is_external, is_pooled = "TRAINED_ON" in constants, "fold" in split
@@ -264,8 +263,8 @@ def write_summary(folder):
         limits="".join(f" {limit}" for limit in settings["limits"]),
         note=f" {note.capitalize()}." if note else "",
         claim=make_claim(is_external, is_ensemble, is_pooled))
-    paragraphs = [block if block.startswith(("#", "|")) else textwrap.fill(block, 100, break_long_words=False)
-                  for block in text.split("\n\n")]
+    wrapper = textwrap.TextWrapper(100, break_long_words=False, break_on_hyphens=False)  # which would split names
+    paragraphs = [block if block.startswith(("#", "|")) else wrapper.fill(block) for block in text.split("\n\n")]
     (folder / "summary.md").write_text("\n\n".join(paragraphs).rstrip() + "\n", "utf-8", newline="\n")
 
 

@@ -16,8 +16,8 @@ from data import CLASSES, UserError, list_some, log, warn
 from data.dicom import import_pydicom, is_without_image, name_class
 from data.labels import COLUMNS, NORMAL, SAVE_AS, VALIDATION_WORDS, read_labels, suggest_labels
 from data.names import find_companions, first_known, read_path, to_side, to_view
-from data.patients import (check_patients, choose_texts, compare_sources, drop_shared_folders, fill_gaps, find_ids,
-                           find_sources, name_patients)
+from data.patients import (PATIENT_ID, STUDY, check_patients, check_tags, choose_texts, compare_sources,
+                           drop_shared_folders, fill_gaps, find_ids, find_sources, name_patients)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".bmp",
                   ".dcm", ".dicom")
@@ -25,8 +25,10 @@ HIDDEN = (".", "@eaDir", "#recycle", "$RECYCLE.BIN")  # starts of names: of syst
 PHANTOMS = Path(__file__).resolve().parent / "phantoms"
 LAYOUTS = ("DATA_DIR needs labels.csv, or benign/ and malignant/, alone or in train/, val/ and test/:"
            " data/README.md")
-OTHER_TABLES = r".*\.(csv|xls[xm]?|ods|tsv)|label.*\.txt"  # files that may be meant to be labels.csv
-TAGS = ["PatientID", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence", "SOPClassUID"]
+OTHER_TABLES = r".*\.(csv|xls[xm]?|ods|tsv|csv\.txt)|label.*\.txt"  # files that may be meant to be labels.csv
+TAGS = ["PatientID", "PatientBirthDate", "StudyInstanceUID", "ImageLaterality", "Laterality", "ViewPosition",
+        "ViewCodeSequence", "SOPClassUID"]
+HEADER = ["PatientID", "PatientBirthDate", "StudyInstanceUID", "side", "view", "kind"]  # columns of read_headers
 
 
 def is_dicom(path):
@@ -134,7 +136,7 @@ def read_folders(root):
 
 
 def read_header(path):
-    """(PatientID, side, view, kind) of a DICOM file, "" what it lacks. Raises UserError without pydicom.
+    """HEADER of a DICOM file, as a dict; "" is what it lacks. Raises UserError without pydicom.
 
     kind: the name of its class where that has no image, as of a report.
     """
@@ -149,16 +151,16 @@ def read_header(path):
         named = to_view(code.get("CodeMeaning", "")) or to_view(code.get("CodeValue", ""))
         texts["ViewPosition"] = named or texts["ViewPosition"]
     side = to_side(texts["ImageLaterality"]) or to_side(texts["Laterality"])
-    return texts["PatientID"], side, to_view(texts["ViewPosition"]), kind if is_without_image(kind) else ""
+    found = {"side": side, "view": to_view(texts["ViewPosition"]), "kind": kind if is_without_image(kind) else ""}
+    return {name: texts.get(name) for name in HEADER} | found
 
 
 def read_headers(paths, folder):
-    """Table of PatientID, side, view and kind of the DICOM files among `paths` (Series), "" for others."""
+    """Table of HEADER of the DICOM files among `paths` (Series), "" for others."""
     dicom = [index for index, path in paths.items() if is_dicom(folder / path)]
     with ThreadPoolExecutor() as pool:  # for network drives
         rows = list(pool.map(read_header, [folder / path for path in paths[dicom]]))
-    names = ["PatientID", "side", "view", "kind"]
-    return pd.DataFrame(rows, dicom, names, dtype=str).reindex(paths.index, fill_value="")
+    return pd.DataFrame(rows, dicom, HEADER, dtype=str).reindex(paths.index, fill_value="")
 
 
 def drop_what_has_no_image(films, headers):
@@ -202,14 +204,19 @@ def tell_of_unlisted(films, folder):
         log.info("%d images have no row in labels.csv and are not used: %s", len(unlisted), list_some(unlisted))
 
 
-def check_labels(films, paths):
-    """Warn of films whose path names the other class, or no finding; paths: see drop_shared_folders."""
+def check_paths(films, paths):
+    """Warn of films whose path names another class or set, or no finding; paths: see drop_shared_folders."""
     words = paths.str.lower()
     named = {label: words.str.contains(rf"(?<!non[-_ ])(?<!not[-_ ]){label}") for label in CLASSES}
     other = named["malignant"].where(films["label"].eq("benign"), named["benign"])
     warn("images have the other class in their path: check their label", films["path"][other])
     normal = words.str.contains(r"(?:^|/)(?:normal|healthy)s?(?![a-z])")
     warn(f"images are named normal or healthy, but {NORMAL}: check their label", films["path"][normal])
+
+    sets = words.str.extract(r"(?:^|/)(train|val|valid|validation|test)(?:ing)?/", expand=False)
+    other = sets.notna() & sets.str.replace(r"^val\w*", "validation", regex=True).ne(films["split"])
+    warn("images lie in a folder of another set than their split, or have none. The folder does not count: write a"
+         " column split into labels.csv, if it should", films["path"][other])
 
 
 def refuse_folder(folder, missing, ignored):
@@ -250,6 +257,8 @@ def find_images(folder):
         raise UserError(f"{folder} cannot be used ({problem}). {LAYOUTS}") from error
 
     warn("files or folders are ignored, as they are no images in a folder benign... or malignant...", ignored)
+    tables = [name for name in ignored if re.fullmatch(OTHER_TABLES, name.lower())]
+    warn(f"tables are not read. If one has the patients, {SAVE_AS}", tables)
     if any(Path(name).name.lower().startswith("normal") for name in ignored):
         log.warning("%s: images without a finding are not used", NORMAL)
     return films, headers
@@ -262,13 +271,15 @@ def find_films(folder):
     """
     films, headers = find_images(folder)
     paths = drop_shared_folders(films["path"])
-    check_labels(films, paths)
+    check_paths(films, paths)
     named = pd.DataFrame(map(read_path, paths), columns=["side", "view", "text"], dtype=str)
     films = name_sides(films, headers, named)
 
-    ids, tags = find_ids(films["patient_id"], "patient_id"), find_ids(headers["PatientID"], "PatientID")
+    ids = find_ids(films["patient_id"], "patient_id")
+    tags, studies = (find_ids(headers[name], name) for name in (PATIENT_ID, STUDY))
+    check_tags(tags, headers["PatientBirthDate"], studies)
     texts = choose_texts(named["text"])
-    sources = find_sources(ids, paths, tags, texts)
+    sources = find_sources(ids, paths, tags, studies, texts)
     films = fill_gaps(name_patients(films, sources), texts)
     compare_sources(films, ids, sources)
     origins = ", ".join(f"{source} ({count})" for source, count in films["patient_from"].value_counts().items())

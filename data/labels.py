@@ -19,7 +19,8 @@ SAVE_AS = 'save it as labels.csv (in Excel: "CSV UTF-8")'
 COLUMN_WORDS = {  # how other tables call a column
     "label": r"label|class|patholog|diagnos|target|malignan|benign|cancer|bi.?rads|outcome|categor|truth|status",
     "path": r"image|img|file|path(?!ol)|dicom|film|scan|picture|^f?name$",
-    "patient_id": r"(patient|patienten|\bpat|subject|person|\bcase)[\W_]*(id|no|nr|num|number|code|key|name)?$"
+    "patient_id": r"(patient|patienten|\bpat|subject|person|client|\bcase)[\W_]*"
+                  r"(id|no|nr|num|number|code|key|name)?$"
                   r"|^(mrn|pid)$",
     "side": r"laterality|left or right",
     "view": r"(view|image)[\W_]*(position|view)",
@@ -65,7 +66,8 @@ def find_separator(header):
 def read_cells(file, required=("path", "label")):
     """The table of a labels.csv as it is written, all str, with the `required` columns. Raises UserError.
 
-    Comments, a line sep=;, empty rows and empty columns at the end do not count. The first row has the names.
+    Comments, a line sep=;, empty rows and empty columns at the end do not count. The first row has the names. The
+    index has the numbers of the lines.
     """
     lines, comments = list(io.StringIO(read_text(file), newline="")), []
     for number, line in enumerate(lines):
@@ -91,8 +93,8 @@ def read_cells(file, required=("path", "label")):
     rows = {number: cells for number, cells in rows.items() if any(cells)}
     if not rows:
         raise UserError(f"{file} is empty: it needs a first row with path and label, and a row for each image.")
-    names, *others = rows.values()
-    names = [name.lower() for name in names]
+    header, *others = rows
+    names = [name.lower() for name in rows[header]]
     while not names[-1]:
         names.pop()
     if not {*required} <= {*names} or any(names.count(name) > 1 for name in COLUMNS):
@@ -102,8 +104,8 @@ def read_cells(file, required=("path", "label")):
         if any(cells[len(names) :]):
             raise UserError(f"{file}, line {number} has {len(cells)} cells, but the first row has {len(names)}:"
                             f" name the columns, or put a cell that holds {separator!r} into quotation marks.")
-    cells = [(cells + [""] * len(names))[: len(names)] for cells in others]
-    return pd.DataFrame(cells, columns=names, dtype=str)
+    cells = [(rows[number] + [""] * len(names))[: len(names)] for number in others]
+    return pd.DataFrame(cells, others, names, dtype=str)
 
 
 def suggest_names(names):
@@ -145,19 +147,23 @@ def check_rows(table, file):
     for column, right, problem, advice in (
         ("label", is_label, "rows have a label other than benign or malignant",
          suggest_labels(table["label"][~is_label].unique()) or " Write benign or malignant."),
-        ("split", table["split"].isin(words), f"rows have a split other than {', '.join(words)}", ""),
-        ("path", pd.Series(map(os.path.isfile, files), dtype=bool), "paths name no file", ""),
+        ("split", table["split"].isin(words), f"rows have a split other than {', '.join(words)}",
+         " Write one of them into each row, or remove the column."),
+        ("path", pd.Series(map(os.path.isfile, files), table.index, dtype=bool), "paths name no file",
+         f" Write paths of files, relative to the folder of {file.name}."),
         ("path", ~files.duplicated() | table.duplicated(), "paths have rows that contradict each other",
          " Write one row for each image, with its lesion boxes joined by |."),
         ("lesion_box", table["lesion_box"].str.fullmatch(LESION_BOXES),
-         "rows have a lesion_box other than x:y:width:height", ""),
-        ("side", is_side, "rows have a side other than left or right", ""),
+         "rows have a lesion_box other than x:y:width:height",
+         " Write whole numbers of pixels, or nothing where no lesion is marked."),
+        ("side", is_side, "rows have a side other than left or right", " Write left, right or nothing."),
         ("patient_id", ~is_rounded(table["patient_id"]), "rows have a patient_id that a spreadsheet has rounded"
          " (format the column as text, and enter the ids again)", ""),
     ):
         if not right.all():
-            cells = list_some(table[column][~right].unique())
-            raise UserError(f"{file}: {(~right).sum()} {problem}: {cells}.{advice}")
+            wrong = table[column][~right]
+            raise UserError(f"{file}, line {wrong.index[0]}: {len(wrong)} {problem}: {list_some(wrong.unique())}."
+                            f"{advice}")
 
 
 def read_labels(file):

@@ -35,8 +35,9 @@ NOBODY_CODE = r"#\D+[!?]|#n/?[adv]|-(1|9+)([.,]0)?"  # of spreadsheets and stati
 ROUNDED = r"(?i)\d[.,]\d+e\+?\d+|\de\+\d+|[1-9]\d{14}000+"  # what a spreadsheet makes of long numbers
 
 COMPANION = (  # a word in the name of a mask or a drawing
-    "(mask|maske|masken|m[aá]scara|msk|roi|seg|segmentation|overlay|annot|annotation|contour|outline|heatmap|label"
-    "|bbox)s?|masked|segmented|annotated|labell?ed|gt|ground|truth|groundtruth")
+    "(mask|maske|masken|masque|m[aá]scara|msk|roi|seg|segmentation|overlay|annot|annotation|contour|outline|heatmap|label"
+    "|bbox|arrow|circle|gradcam|prediction)s?|masked|segmented|annotated|labell?ed|circled|marked|gt|ground|truth"
+    "|groundtruth")
 
 SIDES = {"l": "left", "lt": "left", "left": "left", "r": "right", "rt": "right", "right": "right"}
 VIEWS = {  # the short names, and DICOM's meanings and codes of the two usual ones (PS3.16, CID 4014)
@@ -49,21 +50,29 @@ SIDE_OR_VIEW = re.compile(  # such as L, CC, LCC, RIGHT_, mlo2 or MLOR, but no p
     rf"(?i)(?<![^\W_])(?=[a-z])({SIDE})?(?:({VIEW})\d?({SIDE})?)?(?![^\W_])")
 SORTING = (  # words in names of folders that sort by set or finding
     "train(ing)?|val(id(ation)?)?|test(ing)?|cancers?|mass(es)?|(micro)?calc(ification)?s?|asymmetr(y|ies)"
-    "|arch(itectural)?|distortions?")
+    "|arch(itectural)?|distortions?|originals?|augment(ed|ation|ations)?|folds? ?\\d+")
 SORTED_BY = (  # folders that name no patient
-    rf"(?i)(benign|malignant|bi-?rads).*|({SORTING})([ _-]+({SORTING}|sets?|data|images?|cases?|full))*"
-    "|left|right|l|r|cc|mlo")
-DATE = r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"  # such as 20190301 or 2019-03-01
+    rf"(?i)(benign|malignant|bi[-_ ]?rads?).*|({SORTING})([ _-]+({SORTING}|sets?|data|images?|cases?|full))*"
+    "|(left|right)([ _-]?breasts?)?|l|r|cc|mlo")
+DATE = (  # such as 20190301, 2019-03-01 or 01.03.2019
+    r"(?:(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
+    r"|(?:0[1-9]|[12]\d|3[01])[-_.](?:0[1-9]|1[0-2])[-_.](?:19|20)\d\d)")
+DATE_AND_TIME = rf"{DATE}(?:[-_. T]?(?:[01]\d|2[0-3])[-_.:]?[0-5]\d[-_.:]?[0-5]\d)?"
+ID_ENDING = rf"(?i)(?:[ _./-]+(?:{SIDE}|{VIEW}|{DATE_AND_TIME}))+$"  # of an id of a breast, examination or image
 
 
 def to_key(text):
     """What all spellings of an id share. Case, spaces, leading zeros and a trailing ".0" do not count.
 
-    0007, 7 and 7.0 are one id, P 12 and p12 are one; P1 and P10, A_1 and A-1 are two.
+    0007, 7 and 7.0 are one id, P 12 and p12 are one; P1 and P10, A_1 and A-1 are two. Nor does what cannot be seen
+    in a spreadsheet: marks of text, invisible characters, the length of a dash, the script of the digits.
     """
     key = unicodedata.normalize("NFKC", text).casefold()
-    key = re.sub(r"^'|[\s\u200b\ufeff]+", "", key)  # an apostrophe marks text in a spreadsheet
-    key = re.sub(r"^(\d+)[.,]0+$", r"\1", key)
+    key = re.sub(r'^="(.*)"$|^\'', r"\1", key)  # these mark text in a spreadsheet
+    kinds = [unicodedata.category(letter) for letter in key]
+    key = "".join("-" if kind == "Pd" else letter for letter, kind in zip(key, kinds, strict=True) if kind != "Cf")
+    key = re.sub(r"\d", lambda digit: str(unicodedata.digit(digit[0])), re.sub(r"\s+", "", key))
+    key = re.sub(r"^(\d+)[.,]00?$", r"\1", key)  # three zeros would be thousands
     return re.sub(r"(?<![\d.,])0+(?=\d)", "", key)
 
 

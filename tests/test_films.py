@@ -327,7 +327,9 @@ def name_labels(*labels):
      "deep/c.png,benign,1234567890123470\n", "3 rows have a patient_id that a spreadsheet has rounded"),
     ("path,label,split\na.png,benign,train\nb.png,malignant,soon\n", "split other than train, val, .*: 'soon'"),
     ("path,label,split\na.png,benign,train\nb.png,malignant,\n", "split other than train, val, .*: ''"),
-    ("path,label\na.png,benign\nz.png,malignant\n", "1 paths name no file: 'z.png'"),
+    ("path,label\na.png,benign\nz.png,malignant\n",
+     "labels.csv, line 3: 1 paths name no file: 'z.png'. Write paths of files, relative to the folder"),
+    ("path,label\na.png,benign\n\n# a note\n,malignant\n", "labels.csv, line 5: 1 paths name no file: '.'"),
     ("path,label\n\x00,benign\nb.png,malignant\n", r"1 paths name no file: '\\x00'"),
     ("path,label\n" + "x" * 5000 + ",benign\nb.png,malignant\n", "1 paths name no file"),
     ("path,label\na.png,benign\n./a.png,malignant\n", "1 paths have rows that contradict each other: 'a.png'"),
@@ -353,7 +355,8 @@ def test_tables_that_are_refused(table_of, content, words):
 @pytest.mark.parametrize("spellings", [
     ["10006", "10006.0", "10006.00", "010006", "10006,0"], ["0007", "7", " 7", "7.0", "7 "],
     ["P 12", "p12", "P12", "P012"], ["0007", "'0007", "7\u200b", "7\xa0"],
-    ["A_0001", "a_1"], ["Müller", "MÜLLER"], ["12-007", "12-7"], ["\uff17", "7"],
+    ["A_0001", "a_1"], ["Müller", "MÜLLER"], ["12-007", "12-7"], ["\uff17", "7"], ["P-7", "P\u20137", "P\u20117"],
+    ["P7", "\u200eP7", "P\xad7"], ['="0007"', "0007"], ["17", "\u0661\u0667"], ["7,00", "7"],
 ])
 def test_spellings_of_one_id_are_one_patient(patients_of, caplog, spellings):
     found = patients_of({f"{row}.png": patient for row, patient in enumerate([*spellings, "other"])})
@@ -364,7 +367,7 @@ def test_spellings_of_one_id_are_one_patient(patients_of, caplog, spellings):
 
 def test_ids_that_differ_otherwise_are_different_patients(patients_of):
     ids = ["1", "10", "100", "P1", "P10", "A_1", "A-1", "A1", "1.5", "1.05", "1.50", "1,5", "1,05", "ANON123",
-           "Anonymous 1", "no1", "Anna", "1_0", "x", "xa", "1e5",
+           "Anonymous 1", "no1", "Anna", "1_0", "x", "xa", "1e5", "1,000",
            "1e6", "0", "test", "unknown 1", "unknown 2", "patient 1", "naN1", "#5", "2.16.840.1.0", "2.16.840.1"]
     assert len(group(patients_of({f"{row}.png": patient for row, patient in enumerate(ids)}))) == len(ids)
 
@@ -395,7 +398,7 @@ def test_an_id_that_all_films_share_is_none(patients_of, caplog):
 
 
 @pytest.mark.parametrize(("shared", "total", "warned"), [
-    (30, 100, True), (11, 100, True), (10, 100, False), (4, 12, False), (5, 20, True)])
+    (30, 100, True), (11, 100, True), (9, 100, True), (8, 100, False), (4, 12, False), (5, 20, True)])
 def test_a_patient_with_very_many_films_is_named(make, caplog, shared, total, warned):
     folder = make(*[f"{row:03d}.png" for row in range(total)])
     patients = ["x" if row < shared else row for row in range(total)]
@@ -612,17 +615,22 @@ def test_a_film_without_id_has_the_patient_of_the_others_of_its_text(make, caplo
 
 @pytest.mark.parametrize(("name", "patient", "warned"), [
     ("{0}_{1}.png", "{0}", ""), ("{0}_{1}.png", "", ""),
-    ("{0}_{1}.png", "{0} {2}", "have the same text before side"),
-    ("{0}{2}{1}.png", "{0}{2}{1}", "each of 48 images has a patient of its own"),
+    ("{0}_{1}.png", "{0} {2}", "24 ids in labels.csv, but they show 12 patients: joined, such as '000 L', '000 "),
+    ("{0}_{1}.png", "{0}{2}", "have the same text before side"),
+    ("{3}.png", "{0}_{2}_20190301", "24 ids in labels.csv, but they show 12 patients: joined, such as"),
+    ("{0}{2}{1}.png", "{0}{2}{1}", "48 ids in labels.csv, but they show 24 patients: joined, such as"),
+    ("{0}{2}-{1}x.png", "{0}{2}-{1}x", "each of 48 images has a patient of its own"),
 ])
 def test_ids_that_may_be_those_of_breasts_or_images_are_named(make, caplog, name, patient, warned):
-    parts = [(f"{row:03d}", f"{side}_{view}", side)
-             for row in range(12) for side in "LR" for view in ("CC", "MLO")]
+    films_of_all = itertools.product(range(12), "LR", ("CC", "MLO"))
+    parts = [(f"{row:03d}", f"{side}_{view}", side, f"scan {number}")
+             for number, (row, side, view) in enumerate(films_of_all)]
     paths = [name.format(*part) for part in parts]
     folder = make(*paths)
     write_labels(folder, paths, [patient.format(*part) for part in parts])
     films.find_films(folder)
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    messages = [message for message in messages if "show a breast that has the other label" not in message]
     assert len(messages) == bool(warned) and warned in "".join(messages)
 
 
@@ -637,6 +645,55 @@ def test_thumbnails_and_bins_of_drives_are_no_films(make):
     table = films.find_films(make("benign/1.jfif", "malignant/2.JPE", "benign/@eaDir/1.jfif/SYNOPHOTO_THUMB_M.jpg",
                                   "malignant/#recycle/3.png", "malignant/$RECYCLE.BIN/4.png", "benign/.5.png"))
     assert table["path"].tolist() == ["benign/1.jfif", "malignant/2.JPE"]
+
+
+@pytest.mark.parametrize("blank", [0, 1])
+def test_an_id_for_each_image_names_no_patient_where_file_names_do_also_with_a_blank_cell(make, blank):
+    paths = [f"{row:02d}_{side}_{view}.png" for row in range(10) for side in "LR" for view in ("CC", "MLO")]
+    folder = make(*paths)
+    write_labels(folder, paths, [f"I{row}" if row >= blank else "" for row in range(40)])
+    assert films.find_films(folder)["patient_id"].nunique() == 10
+
+
+@pytest.mark.parametrize(("name", "warned"), [
+    ("2019{1}01_{0:03d}_{2}", True), ("{0:03d}_20{1}_{2}", True), ("P{0:03d}/{1}_{2}", True),
+    ("20{1}/{0:03d}_{2}", True), ("P{0:03d}/{2}_{1}", False), ("{0:03d}_2019{1}11_{2}", False),
+    ("11.{1}.2019/{0:03d}/{2}", False), ("site 1/{0:03d}_{2}", False), ("{0:03d}_2019-{1}-11-101530_{2}", False),
+])
+def test_guessed_patients_that_share_a_number_are_named(make, caplog, name, warned):
+    """Of each of 20 patients two views of both breasts, each breast on another day."""
+    table = films.find_films(make(*[f"{CLASSES[row % 2]}/{name.format(row, day, f'{side}_{view}')}.png"
+                                    for row in range(20) for side, day in (("L", 11), ("R", 12))
+                                    for view in ("CC", "MLO")]))
+    assert ("of the guessed patients share their first number" in caplog.text) == warned
+    assert table["patient_id"].nunique() == (40 if warned else 20)
+
+
+def test_a_breast_with_both_labels_is_named(patients_of, caplog):
+    paths = ["1_L_CC.png", "1_R_CC.png", "1_L_MLO.png", "2_L_CC.png", "2_R_MLO.png", "3_R_CC.png"]  # by turns
+    patients_of(dict.fromkeys(paths, ""))
+    assert "show a breast that has the other label" not in caplog.text
+    patients_of({"4_L_CC.png": "A", "5_L_MLO.png": "A", "6_R_CC.png": "A", "7_L_CC.png": "B"})
+    assert ("2 images show a breast that has the other label in another image: check the labels: '4_L_CC.png',"
+            " '5_L_MLO.png'\n") in caplog.text
+
+
+def test_a_folder_of_another_set_than_the_split_is_named(make, caplog):
+    paths = ["train/1.png", "Val/2.png", "testing/3.png", "test/4.png", "contest/5.png", "tests.png"]
+    folder = make(*paths)
+    for splits, named in ((["train", "val", "test", "train", "test", "train"], 1), ([""] * 6, 4)):
+        rows = [f"{path},{CLASSES[row % 2]},{split}" for row, (path, split) in
+                enumerate(zip(paths, splits, strict=True))]
+        (folder / "labels.csv").write_text("path,label,split\n" + "\n".join(rows))
+        films.find_films(folder)
+        assert f"{named} images lie in a folder of another set than their split, or have none" in caplog.text
+
+
+@pytest.mark.parametrize("table", ["Labels.csv", "labels.xlsx", "labels.csv.txt", "clinical.csv"])
+def test_a_table_beside_class_folders_is_named(make, caplog, table):
+    films.find_films(make("benign/1.png", "malignant/2.png", table))
+    assert "1 tables are not read. If one has the patients, save it as labels.csv" in caplog.text
+    assert f": '{table}'\n" in caplog.text
 
 
 def test_a_path_that_names_the_other_class_or_no_finding_is_named(make, caplog):
@@ -701,6 +758,36 @@ def test_a_patient_id_that_names_no_one_is_none(dicoms_of, caplog, placeholder):
     table = dicoms_of([{"PatientID": placeholder}] * 6)
     assert table["patient_id"].nunique() == 6
     assert "HOSPITAL" not in caplog.text
+
+
+def test_a_study_is_of_one_patient(dicoms_of, caplog):
+    """Of 12 patients with anonymous ids, or ids of images; the first has eight images, each other one four."""
+    for ids in (["ANONYMOUS"] * 48, [f"I{max(row, 1)}" for row in range(48)]):
+        tags = [{"PatientID": ids[row], "StudyInstanceUID": f"1.2.3.{max(row // 4, 1)}"} for row in range(48)]
+        found = dicoms_of(tags)
+        assert found["patient_id"].tolist() == [f"dicom_{max(row // 4, 1):05d}" for row in range(48)]
+        assert set(found["patient_from"]) == {"StudyInstanceUID" if ids[0] == "ANONYMOUS" else "PatientID"}
+    assert "11 studies have images of several PatientIDs" in caplog.text
+    assert "1.2.3" not in caplog.text
+
+
+def test_a_study_does_not_replace_the_text_of_names(make):
+    """Two studies of each anonymous patient."""
+    folder = make("labels.csv")
+    paths = [f"{row:02d}_{side}_CC.dcm" for row in range(12) for side in "LR"]
+    for number, path in enumerate(paths):
+        write_dicom(folder / path, np.zeros((8, 8), np.uint8), PatientID="", StudyInstanceUID=f"1.2.{number}")
+    write_labels(folder, paths)
+    assert films.find_films(folder)["patient_id"].tolist() == [f"{row:02d}" for row in range(12) for _ in "LR"]
+
+
+def test_a_patient_id_with_two_dates_of_birth_is_named_without_them(dicoms_of, caplog):
+    dicoms_of([{"PatientID": "77", "PatientBirthDate": "19500101"}, {"PatientID": "77"}] * 4)
+    assert "birth" not in caplog.text
+    dicoms_of([{"PatientID": f"77{row}", "PatientBirthDate": f"1950010{row // 2 + 1}"} for row in (1, 2, 3)]
+              + [{"PatientID": "771", "PatientBirthDate": "19610203"}])
+    assert "1 PatientIDs have several dates of birth" in caplog.text
+    assert "1950" not in caplog.text and "1961" not in caplog.text
 
 
 def test_a_patient_id_of_very_many_films_joins_none_that_are_known(dicoms_of, caplog):

@@ -11,6 +11,7 @@ from data.names import connect
 RINGS, ANGLES, WAVES = 24, 128, 23  # of a fingerprint: circles, points on each, frequencies kept
 DUPLICATE_CORRELATIONS = 0.87, 0.95, 0.87  # of the film, squashed, its content: see take_fingerprints
 DARK, BLACK = 0.12, 0.02  # shares of the span of a film, up to which it shows no tissue, and its margin
+EVEN, MARGIN = 0.05, 0.05  # shares of the span, in which the values of a margin lie, and of a side, if it is wider
 LEAST_SHOWN = 0.6  # share of the circles with tissue, below which films look alike
 LARGE_GROUP = 0.05  # share of the patients
 BLOCK, BATCH = 1024, 2048  # films compared by magnitudes at once, pairs shifted at once
@@ -47,6 +48,34 @@ def distrust_margins(texture, shown):
     return texture * np.float32(trust)
 
 
+def blacken_margins(image):
+    """The image (S, S) with a grey or white margin painted black: rows and columns at its edges of one grey value.
+
+    It is returned as it is if no margin is wider than MARGIN of a side: scanned films have white rims.
+    """
+    low, span, size = image.min(), np.ptp(image), len(image)
+    kept = []
+    for axis in (1, 0):
+        darkest, brightest = np.percentile(image, (5, 95), axis=axis)  # of each row or column, without specks
+        is_margin = (brightest - darkest <= EVEN * span) & (darkest > low + DARK * span)
+        places = np.flatnonzero(~is_margin)
+        if not len(places):
+            return image
+        first, last = places[[0, -1]]
+        if is_margin[0]:
+            first += 1  # the edge of the film is blurred with the margin
+        if is_margin[-1]:
+            last -= 1
+        kept.append(slice(first, last + 1))
+
+    if max(max(part.start, size - part.stop) for part in kept) <= MARGIN * size:
+        return image
+
+    film = np.full_like(image, low)
+    film[tuple(kept)] = image[tuple(kept)]
+    return film
+
+
 def cut_content(image, shape):
     """The smallest rectangle, at any angle, that holds what is not black, squashed to a square: float32 (S, S).
 
@@ -73,10 +102,15 @@ def take_fingerprints(image, shape):
     The first two find a film with changed grey values, the last a film on another canvas. Films that are squashed
     and then rotated have similar corners: two patients reach a correlation of 0.88.
     """
-    film = distrust_margins(*fingerprint(image, shape))
-    squashed = distrust_margins(*fingerprint(image, (1, 1)))
-    content, _ = fingerprint(cut_content(image, shape), (1, 1))  # without margin
-    return np.stack([film, squashed, content])
+    film = blacken_margins(image)
+    prints = []
+    for circle in (shape, (1, 1)):
+        texture, shown = fingerprint(image, circle)
+        if film is not image:
+            _, shown = fingerprint(film, circle)
+        prints.append(distrust_margins(texture, shown))
+    content, _ = fingerprint(cut_content(film, shape), (1, 1))  # without margin
+    return np.stack([*prints, content])
 
 
 def find_pictures(fingerprints, threshold, pictures):

@@ -59,10 +59,10 @@ COPIES = {
 }
 
 
-def place(film, scale, left=False):
-    """A film on a black canvas of `scale` times its size, in its middle or at its left edge."""
+def place(film, scale, left=False, grey=0):
+    """A film on a canvas of one grey value and of `scale` times its size, in its middle or at its left edge."""
     height, width = (round(scale * side) for side in film.shape)
-    canvas = np.zeros((height, width), np.uint8)
+    canvas = np.full((height, width), grey, np.uint8)
     top, start = (height - len(film)) // 2, 0 if left else (width - film.shape[1]) // 2
     canvas[top : top + len(film), start : start + film.shape[1]] = film
     return canvas
@@ -124,6 +124,16 @@ def test_black_canvases_join_copies_and_no_strangers(films, scale, left):
     assert table["group"].tolist() == table["patient_id"].tolist()
     found = group(films + canvases)["group"][len(films) :].to_numpy() == table["group"].to_numpy()
     assert found.mean() >= 0.95, "the noise of a film may be taken for its margin"
+
+
+@pytest.mark.parametrize("grey", [100, 255])
+@pytest.mark.parametrize("scale", [1.25, 1.5])
+def test_grey_and_white_canvases_join_copies_and_no_strangers(films, scale, grey):
+    canvases = [place(film, scale, grey=grey) for film in films]
+    table = group(canvases)
+    assert table["group"].tolist() == table["patient_id"].tolist()
+    found = group(films + canvases)["group"][len(films) :].to_numpy() == table["group"].to_numpy()
+    assert found.mean() >= 0.95
 
 
 def test_outlines_on_a_canvas_do_not_make_a_duplicate():

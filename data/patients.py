@@ -4,7 +4,7 @@ from itertools import takewhile
 
 import pandas as pd
 
-from data import CLASSES, list_some, log, warn
+from data import CLASSES, list_some, log, quote, warn
 from data.names import DATE, DATE_AND_TIME, ID_ENDING, connect, first_known, is_nobody, match_patients, to_key
 
 MANY = 8  # films: a patient seldom has more
@@ -150,7 +150,7 @@ def fill_gaps(films, texts):
 
 
 def compare_sources(films, ids, sources):
-    """Tell of ids in labels.csv that are spelled in several ways, or that other sources join."""
+    """Tell of ids in labels.csv that are spelled in several ways, or that other sources join or separate."""
     keys = ids.dropna().drop_duplicates().map(to_key)
     spellings = keys[keys.duplicated(keep=False)]
     if len(spellings):
@@ -167,6 +167,12 @@ def compare_sources(films, ids, sources):
         examples = ids[joined[joined == joined.iloc[0]].index].tolist()
         log.warning("%d ids in labels.csv, but %s show %d patients: joined, such as %s", keys.nunique(),
                     " and ".join(shown) or "they", patients, list_some(examples[:2]))
+
+    named = sources.filter(like="file name").groupby(ids.map(to_key, na_action="ignore")).nunique().sum(axis=1)
+    if named.gt(1).any():
+        log.warning("%d ids in labels.csv have images that the file names assign to several patients, such as %s:"
+                    " each id counts as one patient. If collections were joined, make their ids different",
+                    named.gt(1).sum(), quote(named.idxmax()))
 
 
 def check_numbers(texts):

@@ -533,6 +533,16 @@ def test_names_join_what_patient_id_keeps_apart(patients_of, caplog, paths, ids)
     assert f"28 ids in labels.csv, but {source} show 14 patients: joined" in caplog.text
 
 
+def test_an_id_of_patients_of_two_collections_is_named(patients_of, caplog):
+    paths = {f"P_{row:05d}_LEFT_{view}.png": f"P{row}" for row in range(5) for view in ("CC", "MLO")}
+    patients_of(paths)
+    assert "several patients" not in caplog.text
+    found = patients_of(paths | {"D1-0001_L_CC.png": "P3", "D1-0002_L_CC.png": "P7"})
+    assert len(group(found)) == 6
+    assert "1 ids in labels.csv have images that the file names assign to several patients, such as 'p3'" \
+        in caplog.text
+
+
 def test_a_patient_who_is_known_from_several_sources_is_one(patients_of):
     """labels.csv joins a film with the first, the name of the first with the second, which d.png has as its id."""
     names = [f"Mass-Test_P_00007_{view}.png" for view in ("LEFT_CC", "LEFT_MLO")]

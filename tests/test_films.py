@@ -792,7 +792,8 @@ def test_a_study_does_not_replace_the_text_of_names(make):
 
 
 def test_a_patient_id_with_two_dates_of_birth_is_named_without_them(dicoms_of, caplog):
-    dicoms_of([{"PatientID": f"77{row}", "PatientBirthDate": birth} for row in (1, 2) for birth in ("19500101", "")])
+    births = "19500101", ""
+    dicoms_of([{"PatientID": f"77{row}", "PatientBirthDate": birth} for row in (1, 2) for birth in births])
     assert "birth" not in caplog.text
     dicoms_of([{"PatientID": f"77{row}", "PatientBirthDate": f"1950010{row // 2 + 1}"} for row in (1, 2, 3)]
               + [{"PatientID": "771", "PatientBirthDate": "19610203"}])

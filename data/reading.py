@@ -568,9 +568,9 @@ def read_films(films, folder, crop, output_dir, known=None):
     images: uint8 (N, IMAGE_SIZE, IMAGE_SIZE); fingerprints: complex64 (N, ...), see data.duplicates. Films of a
     container are scaled alike: see share_depths, and known there.
 
-    The new columns are container and format (of the file), bytes (of the file), depth (bits), film_width,
-    film_height, film_sha256, image_sha256, and excluded (the reason, or ""). What CROP keeps is in left, top,
-    width and height, in pixels of the film.
+    The new columns are container, format and bytes (of the file), depth (bits), film_width, film_height,
+    film_sha256, image_sha256, and excluded (the reason, or ""). What CROP keeps is in left, top, width and height,
+    in pixels of the film.
     """
     cache, listing = output_dir / ".cache", output_dir / "bad_images.csv"
     paths, boxes = [folder / path for path in films["path"]], films["lesion_box"]

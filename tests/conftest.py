@@ -13,9 +13,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SLOWEST = ("test_scripts.py", "test_training.py", "test_folds.py", "test_run.py")  # of the files, in this order
 sys.path.insert(0, str(REPOSITORY))
 
-import data  # noqa: E402, F401  (before OpenCV, whose limits it sets)
+import data  # noqa: E402  (before OpenCV, whose limits it sets)
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
 import pydicom  # noqa: E402
 import pytest  # noqa: E402
 
@@ -89,3 +90,26 @@ def phantoms():
 @pytest.fixture
 def film():
     return write_film
+
+
+@pytest.fixture
+def make(tmp_path, caplog):
+    """Make empty files in tmp_path / "data"; returns that folder. Films are found by name, not opened."""
+    caplog.set_level("INFO")
+
+    def write(*names):
+        for name in names:
+            path = tmp_path / "data" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path / "data"
+
+    return write
+
+
+def write_labels(folder, paths, patients=()):
+    """labels.csv of films that are benign and malignant by turns, with these patients or without patient_id."""
+    table = pd.DataFrame({"path": paths, "label": np.resize(data.CLASSES, len(paths))})
+    if len(patients):
+        table["patient_id"] = patients
+    table.to_csv(folder / "labels.csv", index=False)

@@ -260,6 +260,13 @@ def test_tables_are_written_as_they_are(written):
     assert "seconds" not in history, "which differ from run to run"
 
 
+def test_leaks_that_cannot_be_written_are_a_sentence(tmp_path):
+    films = make_films([0, 1] * 5, held_out=4).assign(trained_on="0001.png", tested_on="")
+    (tmp_path / "leaks.csv").mkdir()
+    with pytest.raises(common.UserError, match="cannot be written"):
+        common.write_leaks(films, tmp_path)
+
+
 def test_a_run_with_nothing_excluded_has_no_list_of_leaks_and_replaces_an_earlier_one(written, tmp_path):
     earlier = tmp_path / "outputs" / "tiny-unfrozen50-aaaaaa"
     earlier.mkdir(parents=True)

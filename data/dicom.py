@@ -23,6 +23,7 @@ from data import MAX_PIXELS, UserError
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors and scanners use
 OUTLIERS = 0.001  # share of the pixels that may be brighter than their film's depth: hot pixels
 LABEL_EDGES = 0.01  # share of the pixels that may lie between tissue and the white of a label or of padding
+RADIOGRAPHS = "X-Ray|Radiography|Secondary Capture|Breast Tomosynthesis"  # in names of SOP classes
 MAX_BYTES = 8 * MAX_PIXELS  # of a file after inflation
 SIZE_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # of JPEG and JPEG-LS: the size follows
 SKIPPED_MARKERS = {0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, comments and data of applications
@@ -166,6 +167,11 @@ def name_class(data):
 def is_without_image(kind):
     """Whether a kind of DICOM object (see name_class) has no image, such as a directory or a report."""
     return bool(kind) and "Image" not in kind
+
+
+def is_no_mammogram(kind):
+    """Whether a kind of DICOM object (see name_class) cannot be a mammogram, such as a report or an ultrasound."""
+    return bool(kind) and not re.search(f"({RADIOGRAPHS}).*Image", kind)
 
 
 def describe_tag(keyword):
@@ -551,17 +557,19 @@ def render(data, values, counts, pixels, stream):
         white = quantile(grey, 1 - OUTLIERS) if unsure else 2**depth - 1
         grey = white - grey.clip(max=white)
     grey = grey.astype(np.uint16)
+    used = find_depth(np.bincount(grey, counts, 2**16))
     if unsure:
-        depth = find_depth(np.bincount(grey, counts, 2**16))
+        depth = used
     photometric = "MONOCHROME1" if pixels.inverted else "MONOCHROME2"
-    return grey, {"container": container, "depth": depth, "format": f"{container}, {photometric}"}
+    row = {"container": container, "depth": depth, "used": used, "format": f"{container}, {photometric}"}
+    return grey, row
 
 
 def read_dicom(path):
-    """(grey, row) of a DICOM film: uint16 (H, W), from 0, black; and its container, depth and format.
+    """(grey, row) of a DICOM film: uint16 (H, W), from 0, black; and its container, depth, used and format.
 
-    container: the kind of file, such as 12 bit DICOM, whose films share a grey scale. depth: bits in use. format:
-    for people. Raises UserError.
+    container: the kind of file, such as 12 bit DICOM, whose films share a grey scale. depth: bits of the grey
+    scale. used: bits that the brightest pixels need. format: for people. Raises UserError.
     """
     data = open_dicom(path)
     check_kind(data)

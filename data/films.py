@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from data import CLASSES, UserError, list_some, log, warn
-from data.dicom import import_pydicom, is_without_image, name_class
+from data.dicom import import_pydicom, is_no_mammogram, is_without_image, name_class
 from data.labels import COLUMNS, NORMAL, SAVE_AS, VALIDATION_WORDS, read_labels, suggest_labels
 from data.names import find_companions, first_known, read_path, to_side, to_view
 from data.patients import (PATIENT_ID, STUDY, check_patients, check_tags, choose_texts, compare_sources,
@@ -138,7 +138,7 @@ def read_folders(root):
 def read_header(path):
     """HEADER of a DICOM file, as a dict; "" is what it lacks. Raises UserError without pydicom.
 
-    kind: the name of its class where that has no image, as of a report.
+    kind: the name of its class where that is no mammogram, such as a report.
     """
     pydicom = import_pydicom()
     texts, kind = dict.fromkeys(TAGS, ""), ""
@@ -151,7 +151,7 @@ def read_header(path):
         named = to_view(code.get("CodeMeaning", "")) or to_view(code.get("CodeValue", ""))
         texts["ViewPosition"] = named or texts["ViewPosition"]
     side = to_side(texts["ImageLaterality"]) or to_side(texts["Laterality"])
-    found = {"side": side, "view": to_view(texts["ViewPosition"]), "kind": kind if is_without_image(kind) else ""}
+    found = {"side": side, "view": to_view(texts["ViewPosition"]), "kind": kind if is_no_mammogram(kind) else ""}
     return {name: texts.get(name) for name in HEADER} | found
 
 
@@ -163,12 +163,17 @@ def read_headers(paths, folder):
     return pd.DataFrame(rows, dicom, HEADER, dtype=str).reindex(paths.index, fill_value="")
 
 
-def drop_what_has_no_image(films, headers):
-    """(films, headers) without reports, presentation states, a DICOMDIR and the like, which are named."""
-    other = headers["kind"].ne("")
-    kinds = ", ".join(sorted({*headers["kind"][other]}))
-    warn(f"DICOM objects without an image are ignored ({kinds})", films["path"][other])
-    return films[~other].reset_index(drop=True), headers[~other].reset_index(drop=True)
+def check_kinds(films, headers):
+    """(films, headers) without reports, a DICOMDIR and the like, which are named. So are other images."""
+    def name_kinds(chosen):
+        return ", ".join(sorted({*headers["kind"][chosen]}))
+
+    empty = headers["kind"].map(is_without_image).astype(bool)
+    warn(f"DICOM objects without an image are ignored ({name_kinds(empty)})", films["path"][empty])
+    other = headers["kind"].ne("") & ~empty
+    warn(f"DICOM files declare another kind of image ({name_kinds(other)}): remove those that are no mammograms",
+         films["path"][other])
+    return films[~empty].reset_index(drop=True), headers[~empty].reset_index(drop=True)
 
 
 def name_sides(films, headers, named):
@@ -249,7 +254,7 @@ def find_images(folder):
             films, ignored = read_folders(folder)
         companions = films["path"].isin(warn_of_companions(films["path"]))
         films = films[~companions].sort_values("path", ignore_index=True)
-        films, headers = drop_what_has_no_image(films, read_headers(films["path"], folder))
+        films, headers = check_kinds(films, read_headers(films["path"], folder))
         if missing := [label for label in CLASSES if label not in {*films["label"]}]:
             refuse_folder(folder, missing, ignored)
     except OSError as error:

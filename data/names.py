@@ -32,7 +32,7 @@ NOBODY_WORD = (  # in a text without numbers
     "|descono?cid[oa]|desconhecid[oa]|sconosciut[oa]|an[oó]n.*|pseudonym.*|deidentified|removed|deleted|redacted"
     "|withheld|hidden|masked|blinded|confidential|keine?|sin|dummy|x{2,}")
 NOBODY_CODE = r"#\D+[!?]|#n/?[adv]|-(1|9+)([.,]0)?"  # of spreadsheets and statistics
-ROUNDED = r"(?i)\d[.,]\d+e\+?\d+|\de\+\d+|[1-9]\d{14}000+"  # what a spreadsheet makes of long numbers
+ROUNDED = r"(?i)\d[.,]\d+e\+?\d+|\de\+\d+"  # what a spreadsheet makes of long numbers
 
 COMPANION = (  # a word in the name of a mask or a drawing
     "(mask|maske|masken|masque|m[aá]scara|msk|roi|seg|segmentation|overlay|annot|annotation|contour|outline|heatmap|label"
@@ -58,7 +58,8 @@ DATE = (  # such as 20190301, 2019-03-01 or 01.03.2019
     r"(?:(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
     r"|(?:0[1-9]|[12]\d|3[01])[-_.](?:0[1-9]|1[0-2])[-_.](?:19|20)\d\d)")
 DATE_AND_TIME = rf"{DATE}(?:[-_. T]?(?:[01]\d|2[0-3])[-_.:]?[0-5]\d[-_.:]?[0-5]\d)?"
-ID_ENDING = rf"(?i)(?:[ _./-]+(?:{SIDE}|{VIEW}|{DATE_AND_TIME}))+$"  # of an id of a breast, examination or image
+ID_ENDING = (  # of an id of a breast, examination or image, such as 7_L, 7L or 7-R-CC
+    rf"(?i)(?:(?:[ _./-]+|(?<=\d)(?=[a-z]))(?:{SIDE}|{VIEW}|{DATE_AND_TIME}))+$")
 
 
 def to_key(text):
@@ -127,6 +128,8 @@ def match_patients(names):
     years = rsna.str.fullmatch(r"(19|20)\d\d")
     if rsna.empty or images.mean() < 0.5 or rsna.value_counts().max() > RSNA_FILMS or years.all():
         patients["RSNA"] = None
+    if patients["EMBED"].dropna().str.fullmatch(DATE).all():  # folders of days, as a DICOM archive has them
+        patients["EMBED"] = None
     return patients
 
 

@@ -1,4 +1,5 @@
 """Whose film it is: labels.csv, names of collections, PatientIDs and other names are compared and joined."""
+import os
 import re
 from itertools import takewhile
 
@@ -8,6 +9,7 @@ from data import CLASSES, list_some, log, quote, warn
 from data.names import DATE, DATE_AND_TIME, ID_ENDING, connect, first_known, is_nobody, match_patients, to_key
 
 MANY = 8  # films: a patient seldom has more
+SINGLE = 0.98  # patients a film: if there are more, the ids may be those of films (DDSM has 0.971)
 PUBLIC, TEXT = "public PatientID", "text before side and view"  # sources of patients
 PATIENT_ID, STUDY = "PatientID", "StudyInstanceUID"  # more of them, which may be a hospital's and are not shown
 
@@ -40,12 +42,19 @@ def find_ids(ids, source):
     return known
 
 
-def join_endings(ids):
-    """The ids, as of breasts, without side, view or date at the end, where several differ by nothing else."""
+def join_endings(ids, source):
+    """The ids, as of breasts, without side, view or date at the end, where several differ by nothing else.
+
+    An id that very many films share without its end keeps it. source: where the ids are from.
+    """
     stems = ids.map(lambda text: re.sub(ID_ENDING, "", text), na_action="ignore")
     numbers = ids.groupby(stems.map(to_key, na_action="ignore")).transform("nunique")
     has_number = stems.astype(str).str.contains(r"\d")
-    return ids.mask(numbers.gt(1) & has_number & (count_equal(stems) <= limit_films(ids)), stems)
+    has_few = count_equal(stems) <= max(len(ids) / 10, 4 * MANY)
+    joined = stems.ne(ids) & numbers.gt(1) & has_number & has_few
+    if joined.any():
+        log.info("the %s of %d images ends in a side, a view or a date, which is ignored", source, joined.sum())
+    return ids.mask(joined, stems)
 
 
 def check_tags(tags, births, studies):
@@ -87,14 +96,14 @@ def find_sources(ids, paths, tags, studies, texts):
     """
     limit = limit_films(paths)
     sources = match_patients(paths).rename(columns="file name ({})".format)
-    sources.insert(0, "labels.csv", first_known(match_patients(ids)).fillna(join_endings(ids)))
+    sources.insert(0, "labels.csv", first_known(match_patients(ids)).fillna(join_endings(ids, "patient_id")))
     sources[PUBLIC] = first_known(match_patients(tags))  # CBIS-DDSM's PatientIDs are one for each image
 
     common = count_equal(tags).gt(limit) & sources.notna().any(axis=1)
     if common.any():
         log.warning("%d images have a PatientID that more than %d images share: it is ignored", common.sum(),
                     limit)
-    sources[PATIENT_ID] = tags.mask(common | sources[PUBLIC].notna(), None)
+    sources[PATIENT_ID] = join_endings(tags, PATIENT_ID).mask(common | sources[PUBLIC].notna(), None)
 
     of_images = sources.apply(count_equal).max().eq(1) & sources.notna().mean().gt(0.9)
     known = sources.loc[:, ~of_images].notna().any(axis=1)
@@ -177,7 +186,9 @@ def compare_sources(films, ids, sources):
 
 def check_numbers(texts):
     """Warn where texts that were taken for patients share their first number that is no date."""
-    undated = texts.str.replace(rf"{DATE_AND_TIME}|(?<!\d)(?:19|20)\d\d(?!\d)", "", regex=True)
+    start = os.path.commonprefix(texts.tolist())  # noqa: RUF071  such as the name of a hospital
+    shared = re.sub(r"\d+$", "", start)
+    undated = texts.str[len(shared) :].str.replace(rf"{DATE_AND_TIME}|(?<!\d)(?:19|20)\d\d(?!\d)", "", regex=True)
     numbers = undated.str.extract(r"(\d+)", expand=False)
     several = texts.groupby(numbers).transform("nunique").gt(1) & (count_equal(numbers) <= limit_films(texts))
     if several.any():
@@ -208,16 +219,23 @@ def check_patients(films):
                     patient, shares)
 
     check_breasts(films)
-    if len(films) > MANY and films["patient_id"].is_unique and films["patient_from"].ne("unknown").all():
-        log.warning("each of %d images has a patient of its own: if the ids are those of images, results look too"
-                    " good. Write ids of patients into labels.csv", len(films))
+    known = films[films["patient_from"].ne("unknown")]
+    if len(films) > MANY and known["patient_id"].nunique() > SINGLE * len(films):
+        log.warning("%d images have %d patients: if the ids are those of images, results look too good. Write ids"
+                    " of patients into labels.csv", len(films), known["patient_id"].nunique())
+
+    studies = films[films["patient_from"].eq(STUDY)]
+    warn("images have no patient, but a study: if a patient was examined twice, results look too good. Write"
+         " patient_id into labels.csv", studies["path"])
 
     guessed = films[films["patient_from"].eq(TEXT)]
     if len(guessed):
         patients = guessed.drop_duplicates("patient_id")
         check_numbers(guessed["patient_id"])
+        is_doubtful = len(guessed) > MANY and len(patients) > 0.9 * len(guessed)
+        tell = log.warning if is_doubtful else log.info
         examples = ", ".join(f"{film.patient_id!r} of {film.path!r}" for film in patients[:3].itertuples())
-        log.info("%d patients of %d images are guessed from the text before side and view, such as %s. If this is"
+        tell("%d patients of %d images are guessed from the text before side and view, such as %s. If this is"
                  " wrong, write patient_id into labels.csv", len(patients), len(guessed), examples)
 
     unknown = films[films["patient_from"].eq("unknown")]

@@ -78,20 +78,28 @@ def test_a_missing_class_shows_what_was_ignored_and_what_to_do(make, tmp_path, n
 
 
 @pytest.mark.parametrize("table", [False, True])
-def test_reports_presentation_states_and_a_directory_are_ignored_and_named(make, caplog, table):
+def test_dicom_objects_without_an_image_are_ignored_and_other_images_are_named(make, caplog, table):
     folder = make("benign/a.png", "malignant/b.png")
     uid = pydicom.uid
     for name, kind in (("benign/report.dcm", uid.MammographyCADSRStorage),
                        ("malignant/DICOMDIR", uid.MediaStorageDirectoryStorage),
+                       ("malignant/magnetic.dcm", uid.MRImageStorage),
+                       ("malignant/sound", uid.UltrasoundImageStorage),
+                       ("benign/digitised.dcm", uid.SecondaryCaptureImageStorage),
+                       ("benign/plate.dcm", uid.ComputedRadiographyImageStorage),
                        ("malignant/state", uid.GrayscaleSoftcopyPresentationStateStorage),
                        ("benign/film.dcm", uid.DigitalMammographyXRayImageStorageForPresentation)):
         write_dicom(folder / name, np.arange(4).reshape(2, 2), SOPClassUID=kind)
     if table:
         rows = [f"{path.relative_to(folder).as_posix()},{path.parent.name}" for path in folder.glob("*/*")]
         (folder / "labels.csv").write_text("\n".join(["path,label", *rows]))
-    assert films.find_films(folder)["path"].tolist() == ["benign/a.png", "benign/film.dcm", "malignant/b.png"]
+    assert films.find_films(folder)["path"].tolist() == [
+        "benign/a.png", "benign/digitised.dcm", "benign/film.dcm", "benign/plate.dcm", "malignant/b.png",
+        "malignant/magnetic.dcm", "malignant/sound"]
     assert "3 DICOM objects without an image are ignored (Grayscale Softcopy" in caplog.text
-    assert "'benign/report.dcm', 'malignant/DICOMDIR', 'malignant/state'" in caplog.text
+    assert "'benign/report.dcm', 'malignant/DICOMDIR', 'malignant/state'\n" in caplog.text
+    assert ("2 DICOM files declare another kind of image (MR Image Storage, Ultrasound Image Storage): remove"
+            " those that are no mammograms: 'malignant/magnetic.dcm', 'malignant/sound'\n") in caplog.text
 
 
 @pytest.mark.skipif(os.name == "nt", reason="rights work otherwise there")

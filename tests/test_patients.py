@@ -307,10 +307,11 @@ def test_a_film_without_id_has_the_patient_of_the_others_of_its_text(make, caplo
 @pytest.mark.parametrize(("name", "patient", "warned"), [
     ("{0}_{1}.png", "{0}", ""), ("{0}_{1}.png", "", ""),
     ("{0}_{1}.png", "{0} {2}", "24 ids in labels.csv, but they show 12 patients: joined, such as '000 L', '000 "),
-    ("{0}_{1}.png", "{0}{2}", "have the same text before side"),
+    ("{0}_{1}.png", "{0}{2}", "24 ids in labels.csv, but they show 12 patients: joined, such as '000L', '000R'"),
+    ("{0}_{1}.png", "{0}{2}x", "have the same text before side"),
     ("{3}.png", "{0}_{2}_20190301", "24 ids in labels.csv, but they show 12 patients: joined, such as"),
     ("{0}{2}{1}.png", "{0}{2}{1}", "48 ids in labels.csv, but they show 24 patients: joined, such as"),
-    ("{0}{2}-{1}x.png", "{0}{2}-{1}x", "each of 48 images has a patient of its own"),
+    ("{0}{2}-{1}x.png", "{0}{2}-{1}x", "48 images have 48 patients: if the ids are those of images"),
 ])
 def test_ids_that_may_be_those_of_breasts_or_images_are_named(make, caplog, name, patient, warned):
     films_of_all = itertools.product(range(12), "LR", ("CC", "MLO"))
@@ -349,7 +350,8 @@ def test_an_id_for_each_image_names_no_patient_where_file_names_do_also_with_a_b
 @pytest.mark.parametrize(("name", "warned"), [
     ("2019{1}01_{0:03d}_{2}", True), ("{0:03d}_20{1}_{2}", True), ("P{0:03d}/{1}_{2}", True),
     ("20{1}/{0:03d}_{2}", True), ("P{0:03d}/{2}_{1}", False), ("{0:03d}_2019{1}11_{2}", False),
-    ("11.{1}.2019/{0:03d}/{2}", False), ("site 1/{0:03d}_{2}", False), ("{0:03d}_2019-{1}-11-101530_{2}", False),
+    ("11.{1}.2019/{0:03d}/{2}", False), ("site1_P{0:03d}/{1}_{2}", True),
+    ("site 1/{0:03d}_{2}", False), ("{0:03d}_2019-{1}-11-101530_{2}", False),
 ])
 def test_guessed_patients_that_share_a_number_are_named(make, caplog, name, warned):
     """Of each of 20 patients two views of both breasts, each breast on another day."""
@@ -358,6 +360,35 @@ def test_guessed_patients_that_share_a_number_are_named(make, caplog, name, warn
                                     for view in ("CC", "MLO")]))
     assert ("of the guessed patients share their first number" in caplog.text) == warned
     assert table["patient_id"].nunique() == (40 if warned else 20)
+
+
+@pytest.mark.parametrize("copies", [["0004_L_CC (1)"], ["0004_L_CC (1)", "0009_R_MLO - Copy"]])
+def test_texts_that_number_images_are_warned_of_in_spite_of_a_copy(make, caplog, copies):
+    numbered = [f"{row:04d}_{'LLRR'[row % 4]}_{('CC', 'MLO')[row % 2]}" for row in range(60)]
+    films.find_films(make(*[f"{CLASSES[row // 4 % 2]}/{name}.png" for row, name in enumerate(numbered)],
+                          *[f"malignant/{name}.png" for name in copies]))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(re.match(r"60 patients of 6\d images are guessed", message) for message in warned)
+
+
+def test_ids_of_examinations_are_joined_also_for_a_patient_of_many(patients_of):
+    """Three examinations of one patient among 60 films of others."""
+    ids = [f"{100 + row // 4:04d}_20190301" for row in range(60)]
+    ids += [f"0003_{2017 + row // 4}0301" for row in range(12)]
+    found = patients_of({f"{row}.png": name for row, name in enumerate(ids)})
+    assert len({found[f"{row}.png"] for row in range(60, 72)}) == 1 and len({*found.values()}) == 16
+
+
+def test_long_ids_are_not_taken_for_rounded_because_one_ends_in_zeros(patients_of):
+    ids = [f"{123456789012345001 + row // 4 * 37}" for row in range(36)] + ["123456789012346000"] * 4
+    assert len({*patients_of({f"{row}.png": name for row, name in enumerate(ids)}).values()}) == 10
+
+
+def test_folders_of_days_are_no_patients_of_embed(make):
+    """As a DICOM archive writes them: day, study, series, file."""
+    paths = [f"{CLASSES[row % 2]}/2019030{row % 2 + 1}/1.2.3.4.{row // 2}/1.2.3.5.{row}/{row}.png"
+             for row in range(12)]
+    assert set(films.find_films(make(*paths))["patient_from"]) == {"unknown"}
 
 
 def test_a_breast_with_both_labels_is_named(patients_of, caplog):
@@ -460,6 +491,15 @@ def test_a_study_is_of_one_patient(dicoms_of, caplog):
         assert set(found["patient_from"]) == {"StudyInstanceUID" if ids[0] == "ANONYMOUS" else "PatientID"}
     assert "11 studies have images of several PatientIDs" in caplog.text
     assert "1.2.3" not in caplog.text
+    assert "48 images have no patient, but a study: if a patient was examined twice" in caplog.text
+
+
+@pytest.mark.parametrize("ends", [("_L", "_R"), ("L", "R"), (" 20190301", " 20200301"), ("-R_CC", "-L_CC")])
+def test_patient_ids_of_dicom_that_differ_by_a_side_or_a_date_are_one(dicoms_of, caplog, ends):
+    caplog.set_level("INFO", logger="mammograms")
+    found = dicoms_of([{"PatientID": f"{100 + row // 4}{ends[row // 2 % 2]}"} for row in range(40)])
+    assert found["patient_id"].tolist() == [f"dicom_{row // 4 + 1:05d}" for row in range(40)]
+    assert "the PatientID of 40 images ends in a side, a view or a date, which is ignored" in caplog.text
 
 
 def test_a_study_does_not_replace_the_text_of_names(make):

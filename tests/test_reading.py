@@ -392,6 +392,17 @@ def test_masks_grey_backgrounds_and_boxes_in_the_black_are_named(caplog):
     assert "1 of 4 mammograms are largely white: they may be inverted" in caplog.text
 
 
+def test_negatives_with_a_black_margin_are_named(caplog):
+    """The crop finds the white background and takes it for the breast, as in half of the negatives of DDSM."""
+    film, breast = draw_film()
+    negative = np.where(breast, 255 - film, 255).astype(np.uint8)
+    save("films/film.png", cv2.copyMakeBorder(film, 0, 0, 0, 500, cv2.BORDER_CONSTANT))
+    save("films/negative.png", cv2.copyMakeBorder(negative, 0, 0, 0, 500, cv2.BORDER_CONSTANT))
+    read("breast")
+    assert "background" not in caplog.text
+    assert "1 of 2 mammograms are largely white: they may be inverted, or have a white border: 'neg" in caplog.text
+
+
 def test_a_mask_of_0_and_1_is_a_mask_and_not_blank(film):
     film("films/film.png")
     save("films/mask.png", (np.hypot(*np.mgrid[-30:30, -20:20]) < 9).astype(np.uint8))
@@ -412,6 +423,20 @@ def test_films_of_two_scanners_in_one_container_are_named(caplog):
     assert films["depth"].tolist() == [14] * 12 + [16]
     assert ("4 of 12 16 bit PNG mammograms (2 benign, 2 malignant) use at most 12 bits, but are scaled as 14 bits"
             in caplog.text)
+
+
+@pytest.mark.parametrize(("bits", "window"), [(12, 65536), (14, None), (12, None)])
+def test_dicom_films_that_use_less_of_the_grey_scale_than_they_declare_are_named(caplog, bits, window):
+    """Of 12 bits, a third of them with a window, or a number of bits, of a deeper scanner."""
+    tags = {"WindowCenter": 2048, "WindowWidth": 4096} if window else {}
+    wide = {"WindowCenter": window // 2, "WindowWidth": window} if window else {}
+    for number in range(12):
+        white = 1 if number < 4 or bits == 12 else 4
+        write_dicom(f"films/{number:02d}.dcm", TISSUE * white, bits, **(wide if number < 4 else tags))
+    read()
+    kind = f"{bits} bit DICOM{' with window' if window else ''}"
+    words = f"4 of 12 {kind} mammograms (2 benign, 2 malignant) use at most 12 bits, but are scaled as"
+    assert (words in caplog.text) == (bits == 14 or window is not None)
 
 
 # ---- crop --------------------------------------------------------------------------------------

@@ -568,8 +568,11 @@ def render(data, values, counts, pixels, stream):
 def read_dicom(path):
     """(grey, row) of a DICOM film: uint16 (H, W), from 0, black; and its container, depth, used and format.
 
-    container: the kind of file, such as 12 bit DICOM, whose films share a grey scale. depth: bits of the grey
-    scale. used: bits that the brightest pixels need. format: for people. Raises UserError.
+    - container: the kind of file, such as 12 bit DICOM, whose films share a grey scale
+    - depth: bits of the grey scale; used: bits that the brightest pixels need
+    - format: for people
+
+    Raises UserError.
     """
     data = open_dicom(path)
     check_kind(data)

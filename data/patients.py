@@ -50,7 +50,7 @@ def join_endings(ids, source):
     stems = ids.map(lambda text: re.sub(ID_ENDING, "", text), na_action="ignore")
     numbers = ids.groupby(stems.map(to_key, na_action="ignore")).transform("nunique")
     has_number = stems.astype(str).str.contains(r"\d")
-    has_few = count_equal(stems) <= max(len(ids) / 10, 4 * MANY)
+    has_few = count_equal(stems) <= limit_films(ids, 4 * MANY)
     joined = stems.ne(ids) & numbers.gt(1) & has_number & has_few
     if joined.any():
         log.info("the %s of %d images ends in a side, a view or a date, which is ignored", source, joined.sum())
@@ -69,9 +69,9 @@ def check_tags(tags, births, studies):
                     " are joined", several)
 
 
-def limit_films(films):
-    """How many films may share an id or a text of a patient, at most: a tenth of all, or MANY if that is more."""
-    return max(len(films) / 10, MANY)
+def limit_films(films, least=MANY):
+    """How many films may share an id or a text of a patient: at most a tenth of all, or `least` if it is more."""
+    return max(len(films) / 10, least)
 
 
 def choose_texts(texts):
@@ -236,7 +236,7 @@ def check_patients(films):
         tell = log.warning if is_doubtful else log.info
         examples = ", ".join(f"{film.patient_id!r} of {film.path!r}" for film in patients[:3].itertuples())
         tell("%d patients of %d images are guessed from the text before side and view, such as %s. If this is"
-                 " wrong, write patient_id into labels.csv", len(patients), len(guessed), examples)
+             " wrong, write patient_id into labels.csv", len(patients), len(guessed), examples)
 
     unknown = films[films["patient_from"].eq("unknown")]
     if len(unknown):
